@@ -1,0 +1,69 @@
+# Everything a person does with vicus from a checkout. `make help` lists it; a target that needs a package or a Python
+# tool installs it first (tools/setup.sh). The release build is in build/, the others are in folders below it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+# Options for every configure step, for example CMAKE_ARGS=-DBUILD_SHARED_LIBS=OFF
+CMAKE_ARGS ?=
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+# Which Python tests run, and how: PYTEST_ARGS='-k merge' for a look at one thing.
+PYTEST_ARGS ?=
+export JOBS CMAKE_ARGS FUZZ_SECONDS PYTEST_ARGS
+
+# Checkouts in different folders share one compiler cache.
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+
+.PHONY: help setup setup-clang build demo test test-asan test-tsan fuzz bench-cpu lint format install clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo 'Variables: JOBS=$(JOBS) PREFIX=$(PREFIX) FUZZ_SECONDS=$(FUZZ_SECONDS) CMAKE_ARGS=$(CMAKE_ARGS)'
+
+setup:  ## install missing packages, and the Python tools in .venv
+	@tools/setup.sh build
+
+setup-clang:
+	@tools/setup.sh build clang
+
+build: setup  ## the library and the command line, in build/
+	@tools/build.sh release vicus vicus_cli
+
+demo: build  ## denoise a photograph and compare with scikit-image
+	@VICUS_CLI=build/src/cli/vicus .venv/bin/python tools/demo.py
+
+test: setup  ## every test on the release build
+	@tools/build.sh release
+	@tools/run_tests.sh release
+
+test-asan: setup-clang  ## every test under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/build.sh asan
+	@tools/run_tests.sh asan
+
+test-tsan: setup-clang  ## every test under ThreadSanitizer
+	@tools/build.sh tsan
+	@tools/run_tests.sh tsan
+
+fuzz: setup-clang  ## fuzz the parsers, FUZZ_SECONDS each
+	@tools/build.sh fuzz
+	@tools/fuzz.sh
+
+bench-cpu: setup  ## measure the CPU engine; JSON under bench/results/cpu
+	@tools/build.sh bench
+	@bench/run_cpu.sh
+
+lint: setup-clang  ## formatting and static analysis, C++ and Python
+	@tools/lint.sh
+
+format: setup-clang  ## rewrite the sources in house style
+	@tools/lint.sh --fix
+
+install: build  ## install into PREFIX
+	@cmake --install build --prefix '$(PREFIX)'
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build

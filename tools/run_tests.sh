@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs every test of one build (tools/build.sh) and prints the sum as the last line.
+#
+#   tools/run_tests.sh release|asan|tsan
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+kind=$1
+dir=build/$kind
+jobs=${JOBS:-$(nproc)}
+preload=()
+python_tests=(tests/python tests/cli tests/geometry tests/install)
+runtime() { clang++-19 -print-file-name="libclang_rt.$1-$(uname -m).so"; }
+case "$kind" in
+  release) dir=build ;;
+  asan)
+    # Python itself leaks by design; the C++ tests are checked for leaks.
+    preload=("LD_PRELOAD=$(runtime asan)" ASAN_OPTIONS=detect_leaks=0)
+    ;;
+  tsan)
+    # Archer tells ThreadSanitizer what OpenMP's barriers and joins order; without it every parallel loop is a report.
+    export OMP_TOOL_LIBRARIES=/usr/lib/llvm-19/lib/libarcher.so
+    export TSAN_OPTIONS="ignore_noninstrumented_modules=1 ${TSAN_OPTIONS:-}"
+    preload=("LD_PRELOAD=$(runtime tsan)")
+    ;;
+  *) echo "run_tests.sh: argument is $kind; allowed: release, asan, tsan" >&2; exit 2 ;;
+esac
+# What tests/install builds is not instrumented: one run of it is enough.
+[[ $kind == release ]] || python_tests=("${python_tests[@]:0:3}")
+export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
+
+reports=build/reports/$kind
+rm -rf "$reports"
+mkdir -p "$reports"
+status=0
+ctest --test-dir "$dir" --output-on-failure --progress --no-tests=error --parallel "$jobs" --timeout 900 \
+  --output-junit "$PWD/$reports/ctest.xml" || status=$?
+read -ra extra <<<"${PYTEST_ARGS:-}"
+env ${preload[@]+"${preload[@]}"} VICUS_CLI="$PWD/$dir/src/cli/vicus" VICUS_BRIDGE="$PWD/$dir/tests/bridge/libvicus_bridge.so" \
+  VICUS_BUILD="$PWD/$dir" .venv/bin/python -m pytest -q -n "$jobs" --junitxml="$reports/pytest.xml" \
+  ${extra[@]+"${extra[@]}"} "${python_tests[@]}" || status=$?
+.venv/bin/python tools/test_summary.py --status "$status" "$reports"
