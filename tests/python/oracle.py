@@ -141,7 +141,7 @@ def visible_keys(problem, batch):
             row = []
             for key in itertools.product(*(axes[a][t] for a, t in enumerate(token))):
                 flat = 0
-                for n, j in zip(problem.layout, key):
+                for n, j in zip(problem.layout, key, strict=True):
                     flat = flat * n + j
                 row.append(flat)
             seen.append(row)
@@ -342,7 +342,7 @@ def magnitudes(problem, tensors, grad_output=None, grad_lse=None):
         }
     positive = rows(problem, absolute | ({"attn_bias": tensors["attn_bias"]} if problem.attn_bias else {}), np.float64)
     with np.errstate(all="ignore"):
-        for row, terms in zip(rows(problem, tensors, np.float64), positive):
+        for row, terms in zip(rows(problem, tensors, np.float64), positive, strict=True):
             if len(row.k) == 0:
                 continue
             p, lse = softmax(row.logits(problem.effective_scale))

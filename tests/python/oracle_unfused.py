@@ -124,7 +124,7 @@ def merge_forward(outputs, logsumexps, arith=np.float64):
             each = np.asarray([logsumexps[i][row] for i in parts]).astype(arith)
             top = each.max()
             lse[row] = top + np.log(np.exp(each - top).sum())
-            for i, part in zip(parts, each):
+            for i, part in zip(parts, each, strict=True):
                 output[row] += np.exp(part - lse[row]) * np.asarray(outputs[i][row]).astype(arith)
     return output, lse
 

@@ -20,7 +20,7 @@ def test_windows_by_hand():
     assert oracle.axis_keys(7, 3, 2, 1, True)[3] == [1, 2, 3]
     # The last group is cut by the axis: query 6 leads itself.
     assert oracle.axis_keys(7, 3, 2, 1, True)[6] == [4, 5, 6]
-    # Dilation 3 on 8 tokens: classes of 3, 3 and 2 tokens; the last is shorter than its window, which is then all of it.
+    # Dilation 3 on 8 tokens: classes of 3, 3 and 2 tokens; the last is shorter than its window: all of it.
     assert oracle.axis_keys(8, 3, 1, 3, False)[4] == [1, 4, 7]
     assert oracle.axis_keys(8, 3, 1, 3, False)[5] == [2, 5]
     assert oracle.axis_keys(8, 3, 1, 3, True)[2] == [2]
@@ -43,7 +43,9 @@ def test_visible_keys_by_hand():
     grid = Problem([3, 4], 1, 1, 1, 1, Neighborhood([3, 2], [1, 1], [1, 2], [0, 1]))
     # Row 0 sees rows 0..2; column 2 is position 1 of the even class and sees columns 0 and 2.
     assert oracle.visible_keys(grid, 0)[2] == [0, 2, 4, 6, 8, 10]
-    packed = Problem([4], 1, 1, 1, 1, Dense(5, "bottom_right", cumulative_queries=[0, 3, 3, 4], cumulative_keys=[0, 2, 4, 5]))
+    packed = Problem(
+        [4], 1, 1, 1, 1, Dense(5, "bottom_right", cumulative_queries=[0, 3, 3, 4], cumulative_keys=[0, 2, 4, 5])
+    )
     assert oracle.visible_keys(packed, 0) == [[], [0], [0, 1], [4]]
     padded = Problem([2], 1, 1, 1, 1, Dense(6, "bottom_right", key_lengths=[3, 0]), batch=2)
     assert oracle.visible_keys(padded, 0) == [[0, 1], [0, 1, 2]]
@@ -186,9 +188,9 @@ def test_merge_is_exact_and_its_gradients_match_finite_differences():
         part = Problem([5], 2, 2, 3, 2, Dense(end - begin), "float64", 1)
         cut = {k: x if k == "query" else x[:, begin:end] for k, x in tensors.items()}
         parts.append(oracle.forward(part, cut))
-    outputs, lses = [list(x) for x in zip(*parts)]
+    outputs, lses = [list(x) for x in zip(*parts, strict=True)]
     outputs[1][...] = np.nan  # the empty part has weight 0 whatever it holds
-    for got, want in zip(oracle_unfused.merge_forward(outputs, lses), whole):
+    for got, want in zip(oracle_unfused.merge_forward(outputs, lses), whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-12)
     grad_output, grad_lse = rng.standard_normal(whole[0].shape), rng.standard_normal(whole[1].shape)
 
