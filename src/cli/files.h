@@ -58,7 +58,9 @@ class OutputFile {
   [[nodiscard]] const std::string& temporary() const noexcept { return temporary_; }
   /// Appends to the temporary file. Throws IoError.
   void append(std::span<const std::byte> bytes);
-  /// Flushes to the disk and gives the file its name; replaces what was there. Throws IoError.
+  /// Brings what was written to the disk; what can fail for want of space fails here. Throws IoError.
+  void flush();
+  /// Flushes and gives the file its name; replaces what was there. Throws IoError.
   void commit();
 
  private:

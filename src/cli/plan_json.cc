@@ -1,0 +1,108 @@
+#include "cli/plan_json.h"
+
+#include <string_view>
+
+namespace vicus::cli {
+namespace {
+
+Json to_json(const AxisValues& values, int rank) {
+  Json list = Json::array();
+  for (int axis = 0; axis < rank; ++axis) list.push_back(values[axis]);
+  return list;
+}
+
+std::string_view name_of(Causal causal) {
+  switch (causal) {
+    case Causal::none: return "none";
+    case Causal::top_left: return "top-left";
+    case Causal::bottom_right: return "bottom-right";
+  }
+  return "";
+}
+
+Json to_json(const Neighborhood& mask, int rank) {
+  return {{"kind", "neighborhood"},
+          {"kernel_size", to_json(mask.kernel_size, rank)},
+          {"stride", to_json(mask.stride, rank)},
+          {"dilation", to_json(mask.dilation, rank)},
+          {"is_causal", to_json(mask.is_causal, rank)}};
+}
+
+Json to_json(const Dense& mask) {
+  return {{"kind", "dense"},
+          {"keys", mask.keys},
+          {"causal", name_of(mask.causal)},
+          {"window_left", mask.window_left},
+          {"window_right", mask.window_right},
+          {"key_lengths", mask.key_lengths},
+          {"cumulative_queries", mask.cumulative_queries},
+          {"cumulative_keys", mask.cumulative_keys}};
+}
+
+Json to_json(const QueryTile& tile) {
+  return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}};
+}
+
+Json to_json(const Work& work) {
+  return {{"mask_pairs", work.mask_pairs}, {"tile_pairs", work.tile_pairs}, {"ratio", work.ratio()}};
+}
+
+Json to_json(const ForwardPlan& plan) {
+  return {{"tile", to_json(plan.tile)},       {"stack", plan.stack},
+          {"stack_heads", plan.stack_heads},  {"pack_keys", plan.pack_keys},
+          {"chunk_keys", plan.chunk_keys},    {"tasks", plan.tasks},
+          {"scratch_bytes", plan.scratch_bytes}, {"work", to_json(plan.work)}};
+}
+
+Json to_json(const BackwardPlan& plan) {
+  return {{"tile", to_json(plan.tile)},
+          {"kv_block", plan.kv_block},
+          {"chunk_keys", plan.chunk_keys},
+          {"segment_tiles", plan.segment_tiles},
+          {"segments", plan.segments},
+          {"border_blocks", plan.border_blocks},
+          {"scratch_bytes", plan.scratch_bytes},
+          {"work", to_json(plan.work)}};
+}
+
+}  // namespace
+
+Json to_json(const Problem& problem) {
+  const int rank = problem.rank();
+  const auto* neighborhood = std::get_if<Neighborhood>(&problem.mask);
+  return {{"dtype", dtype_name(problem.dtype)},
+          {"batch", problem.batch},
+          {"layout", to_json(problem.layout, rank)},
+          {"heads", problem.heads},
+          {"heads_kv", problem.heads_kv},
+          {"head_dim", problem.head_dim},
+          {"head_dim_v", problem.head_dim_v},
+          {"scale", problem.effective_scale()},
+          {"additional_tokens", problem.additional_tokens},
+          {"rpb", problem.rpb},
+          {"attn_bias", problem.attn_bias},
+          {"mask", neighborhood != nullptr ? to_json(*neighborhood, rank) : to_json(std::get<Dense>(problem.mask))}};
+}
+
+Json to_json(const Plan& plan) {
+  Json json = {{"problem", to_json(plan.problem)},
+               {"engine", engine_name(plan.engine)},
+               {"reason", plan.reason},
+               {"threads", plan.threads},
+               {"mask_pairs", plan.mask_pairs},
+               {"forward_flops", plan.forward_flops},
+               {"backward_flops", plan.backward_flops},
+               {"forward_bytes", plan.forward_bytes},
+               {"backward_bytes", plan.backward_bytes}};
+  if (plan.engine != Engine::cpu) return json;  // the fields below are those of the tiled engine
+  json["forward"] = to_json(plan.forward);
+  json["backward"] = to_json(plan.backward);
+  json["candidates"] = Json::array();
+  for (const TileCandidate& candidate : plan.candidates) {
+    json["candidates"].push_back(
+        {{"tile", to_json(candidate.tile)}, {"work_ratio", candidate.work_ratio}, {"cost", candidate.cost}});
+  }
+  return json;
+}
+
+}  // namespace vicus::cli
