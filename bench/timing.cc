@@ -1,0 +1,58 @@
+#include "timing.h"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <string>
+
+namespace vicus::bench {
+namespace {
+
+constexpr double kShortestSample = 100e-6;
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// A field of /proc/self/status in bytes, where there is one.
+std::optional<std::int64_t> status_bytes(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) return std::stoll(line.substr(field.size() + 1)) * 1024;
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<double> time_calls(const std::function<void()>& call, const TimingOptions& options) {
+  call();  // memory, threads and caches warm up
+  const double first = seconds_now();
+  call();
+  const double one = seconds_now() - first;
+  const int calls = one >= kShortestSample ? 1 : static_cast<int>(kShortestSample / std::max(one, 1e-7)) + 1;
+  std::vector<double> samples;
+  const double begin = seconds_now();
+  for (double spent = 0; spent < options.most_seconds; spent = seconds_now() - begin) {
+    if (static_cast<int>(samples.size()) >= options.repeats && spent >= options.least_seconds) break;
+    const double start = seconds_now();
+    for (int i = 0; i < calls; ++i) call();
+    samples.push_back((seconds_now() - start) / calls);
+  }
+  return samples;
+}
+
+std::optional<std::int64_t> resident_growth(const std::function<void()>& call) {
+  {
+    std::ofstream clear("/proc/self/clear_refs");
+    clear << "5";  // the peak starts again from what is resident now
+    if (!clear.flush()) return {};
+  }
+  const auto before = status_bytes("VmRSS");
+  call();
+  const auto peak = status_bytes("VmHWM");
+  if (!before || !peak) return {};
+  return std::max<std::int64_t>(0, *peak - *before);
+}
+
+}  // namespace vicus::bench
