@@ -34,7 +34,7 @@ build: setup  ## the library and the command line, in build/
 	@tools/build.sh release vicus vicus_cli
 
 demo: build  ## denoise a photograph and compare with scikit-image
-	@VICUS_CLI=build/src/cli/vicus .venv/bin/python tools/demo.py
+	@.venv/bin/python tools/demo.py build/src/cli/vicus out
 
 test: setup  ## every test on the release build
 	@tools/build.sh release

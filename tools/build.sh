@@ -14,12 +14,12 @@ clang=(-DCMAKE_CXX_COMPILER=clang++-19)
 # vector target: the code is the same for every target, and these builds are not run for speed.
 sanitized() {
   local runtime
-  runtime=$(clang++-19 -print-runtime-dir)
-  [[ -d $runtime ]] || runtime=$(dirname "$(clang++-19 -print-file-name=libclang_rt.asan-x86_64.so)")
+  runtime=$(dirname "$(clang++-19 -print-file-name="libclang_rt.asan-$(uname -m).so")")
   options+=("${clang[@]}" "-DVICUS_SANITIZE=$1" -DVICUS_CPU_TARGETS=AVX2 -DVICUS_BUILD_TESTS=ON
     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -shared-libsan"
     "-DCMAKE_EXE_LINKER_FLAGS=-shared-libsan -Wl,-rpath,$runtime"
-    "-DCMAKE_SHARED_LINKER_FLAGS=-shared-libsan -Wl,-rpath,$runtime")
+    "-DCMAKE_SHARED_LINKER_FLAGS=-shared-libsan -Wl,-rpath,$runtime"
+    "-DCMAKE_MODULE_LINKER_FLAGS=-shared-libsan -Wl,-rpath,$runtime")
 }
 case "$kind" in
   release) dir=build; options+=(-DVICUS_BUILD_TESTS=ON) ;;

@@ -106,9 +106,9 @@ void PrintTo(const Spoiled& spoiled, std::ostream* out) { *out << spoiled.name; 
 class Refusals : public ::testing::TestWithParam<std::tuple<Engine, Spoiled>> {};
 
 TEST_P(Refusals, LeaveEveryOutputUntouched) {
-  const auto& [engine, spoiled] = GetParam();
+  const Spoiled& spoiled = std::get<1>(GetParam());
   Call call(full_problem());
-  const Plan plan = choose_plan(call.problem, {.engine = engine});
+  const Plan plan = choose_plan(call.problem, {.engine = std::get<0>(GetParam())});
   spoiled.spoil(call);
   expect_invalid(
       [&] {

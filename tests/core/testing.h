@@ -16,7 +16,7 @@ namespace vicus::testing {
 
 /// `call` must throw InvalidArgument naming exactly `argument`, with a text that holds `got` and then `allowed`.
 template <class Call>
-void expect_invalid(Call&& call, const std::string& argument, const std::string& got, const std::string& allowed) {
+void expect_invalid(const Call& call, const std::string& argument, const std::string& got, const std::string& allowed) {
   try {
     call();
     ADD_FAILURE() << "no error for " << argument << " = " << got;

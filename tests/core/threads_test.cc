@@ -22,6 +22,7 @@ template <class Call>
 void from_many_threads(const Call& call) {
   std::atomic<int> waiting{kCallers};
   std::vector<std::thread> threads;
+  threads.reserve(kCallers);
   for (int i = 0; i < kCallers; ++i) {
     threads.emplace_back([&, i] {
       --waiting;
@@ -81,6 +82,7 @@ TEST_P(SharedPlan, GivesEveryCallerTheSameBits) {
   Results alone = fresh();
   compute(alone);
   std::vector<Results> together;
+  together.reserve(kCallers);
   for (int i = 0; i < kCallers; ++i) together.push_back(fresh());
   from_many_threads([&](int i) { compute(together[static_cast<std::size_t>(i)]); });
   for (Results& r : together) {
@@ -223,7 +225,7 @@ TEST_F(Targets, EachOneComputesTheSameWithinRounding) {
 }
 
 TEST_F(Targets, OtherNamesAreRefusedAndChangeNothing) {
-  expect_invalid([] { limit_cpu_target("MMX"); }, "cpu_target", "'MMX'", cpu_targets_available().front());
+  expect_invalid([] { limit_cpu_target("MMX"); }, "cpu target", "'MMX'", cpu_targets_available().front());
   EXPECT_NO_THROW(do_something());
 }
 
