@@ -2,7 +2,7 @@
 
 Rule: max|got - ref| <= 2 * max|pt - ref| + floor. `ref` is the float64 oracle, `pt` the oracle in the engine's own
 arithmetic (float32, or float64 for float64) on the same stored inputs, rounded to what is stored. The floor covers
-cases where `pt` is right by luck: half a unit of the stored type at the largest value, and a few units of the arithmetic
+cases where `pt` is right by luck: half a unit of the stored type at the largest value, and a few units of arithmetic
 on the sum of the absolute terms, more when large logits magnify them.
 """
 
