@@ -115,7 +115,7 @@ int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App&
     return kDone;
   }
   const Logging logging(context.err, log_level);
-  if (context.action) context.action();
+  if (context.action && !context.parse_only) context.action();
   return kDone;
 }
 
@@ -153,7 +153,7 @@ int run(int argc, const char* const* argv, Context& context) {
 
 int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err) {
   DiskFiles files;
-  Context context{out, err, files, ::isatty(STDERR_FILENO) == 1, {}};
+  Context context{out, err, files, ::isatty(STDERR_FILENO) == 1, {}, false};
   return run(argc, argv, context);
 }
 

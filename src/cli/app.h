@@ -25,6 +25,7 @@ struct Context {
   Files& files;                  ///< where arrays are read from and written to
   bool progress = false;         ///< `err` is a terminal: a progress bar may be drawn
   std::function<void()> action;  ///< the work of the chosen subcommand, set by its callback
+  bool parse_only = false;       ///< leave `action` to the caller
 };
 
 /// Parses the command line, runs the chosen subcommand, reports errors. Never throws.

@@ -4,6 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 
@@ -193,8 +194,8 @@ std::vector<SafetensorsEntry> parse_safetensors(std::span<const std::byte> bytes
   nlohmann::json::sax_parse(text, &handler);
 
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + length);
-  std::stable_sort(handler.entries.begin(), handler.entries.end(), [](const RawEntry& a, const RawEntry& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  std::sort(handler.entries.begin(), handler.entries.end(), [](const RawEntry& a, const RawEntry& b) {
+    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   std::vector<SafetensorsEntry> entries;
   entries.reserve(handler.entries.size());
@@ -219,8 +220,8 @@ bool valid_tensor_name(const std::string& name) {
 }
 
 std::vector<std::byte> safetensors_header(std::vector<TensorToWrite>& tensors) {
-  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorToWrite& a, const TensorToWrite& b) {
-    return dtype_size(a.dtype) > dtype_size(b.dtype);
+  std::sort(tensors.begin(), tensors.end(), [](const TensorToWrite& a, const TensorToWrite& b) {
+    return std::pair(dtype_size(b.dtype), a.name) < std::pair(dtype_size(a.dtype), b.name);
   });
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   std::size_t at = 0;

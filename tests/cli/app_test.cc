@@ -23,7 +23,7 @@ struct Outcome {
 
 Outcome run_with(Files& files, std::vector<const char*> arguments) {
   std::ostringstream out, err;
-  Context context{out, err, files, false, {}};
+  Context context{out, err, files, false, {}, false};
   arguments.insert(arguments.begin(), "vicus");
   const int code = run(static_cast<int>(arguments.size()), arguments.data(), context);
   return {code, out.str(), err.str()};
@@ -60,7 +60,7 @@ TEST(App, NoArgumentsIsWrongInput) {
   MemoryFiles files;
   EXPECT_EQ(run_with(files, {}).code, 2);
   std::ostringstream out, err;
-  Context context{out, err, files, false, {}};
+  Context context{out, err, files, false, {}, false};
   EXPECT_EQ(run(0, nullptr, context), 2) << "not even the program's name";
 }
 
@@ -68,7 +68,7 @@ TEST(App, OutputThatCannotBeWrittenIsAnError) {
   MemoryFiles files;
   std::ostringstream out, err;
   out.setstate(std::ios::badbit);
-  Context context{out, err, files, false, {}};
+  Context context{out, err, files, false, {}, false};
   const char* const arguments[] = {"vicus", "info"};
   EXPECT_EQ(run(2, arguments, context), 1);
   EXPECT_NE(err.str().find("standard output"), std::string::npos);

@@ -93,7 +93,7 @@ TEST(Arrays, WritesWhatItReads) {
   const std::vector<std::uint16_t> halves = {0x3f80, 0x4000};
   const std::vector<OutputArray> outputs = {{"--output", "o.safetensors", "output", DType::bfloat16, {1, 2}, raw(halves)},
                                             {"--lse", "o.safetensors:l", "logsumexp", DType::float32, {2, 3}, raw(numbers)},
-                                            {"--more", "m.npy", "", DType::float32, {6}, raw(numbers)}};
+                                            {"--more", "m.npy", "more", DType::float32, {6}, raw(numbers)}};
   write_arrays(files, outputs);
   EXPECT_EQ(files.contents.size(), 2U);
   ArrayReader reader(files, false);
