@@ -164,7 +164,7 @@ Json to_json(const Plan& plan) {
            {{"tile", to_json(b.tile)},
             {"kv_block", b.kv_block},
             {"chunk_keys", b.chunk_keys},
-            {"segment_tiles", b.segment_tiles},
+            {"segment", b.segment},
             {"segments", b.segments},
             {"border_blocks", b.border_blocks},
             {"scratch_bytes", b.scratch_bytes},

@@ -61,9 +61,15 @@ void check_counts(const Axis& axis, const PairCount& count, const std::string& w
         pairs += static_cast<Count>(tile_q) * cover;
         for (int k = 0; k < axis.keys; k += tile_kv) {
           switch (definition::classify(count, rows, {k, std::min(k + tile_kv, axis.keys)})) {
-            case TileClass::empty: ++tiles.empty; break;
-            case TileClass::partial: ++tiles.partial; break;
-            case TileClass::full: ++tiles.full; break;
+            case TileClass::empty:
+              ++tiles.empty;
+              break;
+            case TileClass::partial:
+              ++tiles.partial;
+              break;
+            case TileClass::full:
+              ++tiles.full;
+              break;
           }
         }
       }

@@ -17,7 +17,8 @@ struct Case {
   bool causal;
 };
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << "length " << c.n << " window " << c.w << " step " << c.s << " dilation " << c.d << " causal " << c.causal;
+  return out << "length " << c.n << " window " << c.w << " step " << c.s << " dilation " << c.d << " causal "
+             << c.causal;
 }
 
 // The mask of a whole axis put together from its residue classes.

@@ -77,7 +77,7 @@ def dense_mask(choose, kind, batch):
     mask = Dense(keys, choose.pick(["none", "top_left", "bottom_right"]))
     if one_in(choose, 3):
         mask.window_left = choose.integer(-1, 40)
-        mask.window_right = choose.integer(-1, 40)
+        mask.window_right = choose.integer(-1, 40) if mask.causal == "none" else choose.integer(-1, 0)
     if kind == "lengths":
         mask.key_lengths = [choose.integer(0, keys) for _ in range(batch)]
     if kind == "packed":

@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 import oracle
 
-# Units of the arithmetic allowed per unit of conditioning; see the docstring.
-ARITHMETIC_UNITS = 4.0
+# Units of the arithmetic allowed per unit of conditioning; see the docstring. In float64 the peer is the oracle itself
+# and shows no error to compare with: sums of hundreds of terms in another order need the room.
+ARITHMETIC_UNITS = {np.float32: 4.0, np.float64: 64.0}
 
 
 def epsilon(dtype):
@@ -40,7 +41,7 @@ def check_tensor(name, got, ref, pt, arith, magnitude, logits):
         return 0.0, 1.0
     got, ref, pt = got[finite], ref[finite], pt[finite]
     error, peer = np.abs(got - ref).max(), np.abs(pt - ref).max()
-    floor = 0.5 * epsilon(stored) * np.abs(ref).max() + ARITHMETIC_UNITS * epsilon(arith) * logits * magnitude
+    floor = 0.5 * epsilon(stored) * np.abs(ref).max() + ARITHMETIC_UNITS[arith] * epsilon(arith) * logits * magnitude
     floor += float(ml_dtypes.finfo(stored).smallest_subnormal)
     assert error <= 2 * peer + floor, f"{name}: error {error:.3e}, peer {peer:.3e}, floor {floor:.3e}"
     return error, 2 * peer + floor

@@ -64,6 +64,8 @@ BAD_PROBLEMS = [
     ("rpb", dense(rpb=True)),
     ("window_left", dense(window_left=-2)),
     ("window_right", dense(window_right=-7)),
+    ("window_right", dense(causal="top_left", window_right=1)),
+    ("window_right", dense(causal="bottom_right", window_right=3)),
     ("key_lengths", dense(key_lengths=[3])),
     (r"key_lengths\[1\]", dense(key_lengths=[3, 10])),
     (r"key_lengths\[0\]", dense(key_lengths=[-1, 3])),
@@ -73,8 +75,8 @@ BAD_PROBLEMS = [
         "key_lengths|cumulative_queries",
         dense(batch=1, key_lengths=[3], cumulative_queries=[0, 6], cumulative_keys=[0, 9]),
     ),
-    ("cumulative_keys", dense(batch=1, cumulative_queries=[0, 6])),
-    ("cumulative_queries|cumulative_keys", dense(batch=1, cumulative_keys=[0, 9])),
+    (r"cumulative_keys(\[0\])?", dense(batch=1, cumulative_queries=[0, 6])),
+    (r"cumulative_queries(\[0\])?", dense(batch=1, cumulative_keys=[0, 9])),
     ("cumulative_keys", dense(batch=1, cumulative_queries=[0, 2, 6], cumulative_keys=[0, 9])),
     (r"cumulative_queries\[0\]", dense(batch=1, cumulative_queries=[1, 6], cumulative_keys=[0, 9])),
     (r"cumulative_queries\[2\]", dense(batch=1, cumulative_queries=[0, 4, 2, 6], cumulative_keys=[0, 1, 2, 9])),
@@ -82,7 +84,7 @@ BAD_PROBLEMS = [
     (r"cumulative_keys\[0\]", dense(batch=1, cumulative_queries=[0, 6], cumulative_keys=[-1, 9])),
     (r"cumulative_keys\[2\]", dense(batch=1, cumulative_queries=[0, 4, 5, 6], cumulative_keys=[0, 5, 2, 9])),
     (r"cumulative_keys\[1\]", dense(batch=1, cumulative_queries=[0, 6], cumulative_keys=[0, 10])),
-    ("cumulative_queries", dense(batch=1, cumulative_queries=[0], cumulative_keys=[0])),
+    (r"cumulative_queries(\[0\])?", dense(batch=1, cumulative_queries=[0], cumulative_keys=[0])),
 ]
 
 
@@ -193,7 +195,7 @@ WRONG_INPUTS = {
     "value": (absent, half, column, *SHAPES),
     "additional_keys": (absent, half, column, *SHAPES),
     "additional_values": (absent, half, column, *SHAPES),
-    "rpb": (absent, half, column, *SHAPES),
+    "rpb": (absent, half, *SHAPES),
     "grad_output": (absent, half, column, *SHAPES),
     "grad_logsumexp": (half, *SHAPES),
 }
