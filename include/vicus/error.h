@@ -1,0 +1,30 @@
+// What the library throws. It never prints, exits or aborts on bad input, and throws before anything is written.
+#ifndef VICUS_ERROR_H_
+#define VICUS_ERROR_H_
+
+#include <stdexcept>
+#include <string>
+
+namespace vicus {
+
+/// An argument breaks a rule. `what()` reads "<argument> is <got>; allowed: <allowed>".
+class InvalidArgument : public std::invalid_argument {
+ public:
+  InvalidArgument(std::string argument, const std::string& got, const std::string& allowed)
+      : std::invalid_argument(argument + " is " + got + "; allowed: " + allowed), argument_(std::move(argument)) {}
+  /// Name of the offending argument, as the caller wrote it: "kernel_size[1]", "key.shape[3]".
+  [[nodiscard]] const std::string& argument() const noexcept { return argument_; }
+
+ private:
+  std::string argument_;
+};
+
+/// The arguments are legal, but the engine asked for does not take them; `what()` says why and what does.
+class Unsupported : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace vicus
+
+#endif  // VICUS_ERROR_H_

@@ -1,0 +1,102 @@
+// How a problem will be computed: engine, tiles, counts of work, bytes. Every such number is computed here, once, and can
+// be printed. Making a plan reads no tensor; one plan serves any number of calls and threads.
+#ifndef VICUS_PLAN_H_
+#define VICUS_PLAN_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vicus/problem.h"
+
+namespace vicus {
+
+enum class Engine : std::uint8_t {
+  automatic,  ///< the fastest that takes the problem
+  reference,  ///< naive float64 loops; never fast, never wrong
+  cpu,        ///< tiled, vectorised, threaded
+};
+
+/// "auto", "reference" or "cpu".
+[[nodiscard]] std::string_view engine_name(Engine engine) noexcept;
+/// The inverse. Throws InvalidArgument naming `argument`.
+[[nodiscard]] Engine parse_engine(std::string_view name, const std::string& argument = "engine");
+
+/// Empty when `engine` takes the (valid) problem, otherwise the reason in words.
+[[nodiscard]] std::string supports(const Problem& problem, Engine engine);
+
+struct PlanOptions {
+  Engine engine = Engine::automatic;
+  int threads = 0;                    ///< CPU threads; 0 means as many as OpenMP would use
+  std::array<int, 3> tile_q{};        ///< query tile, trailing axes last; zeros let the planner search
+  int rows = 0;                       ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
+};
+
+/// Work in (query, key) pairs, summed over batch and heads, additional tokens included.
+struct Work {
+  double mask_pairs = 0;  ///< pairs the mask lets through: the useful work
+  double tile_pairs = 0;  ///< pairs computed by the tiles, padding included
+  [[nodiscard]] double ratio() const noexcept { return mask_pairs > 0 ? tile_pairs / mask_pairs : 1.0; }
+};
+
+/// A query tile: a box of positions times heads of one key/value head, padded to `rows`.
+struct QueryTile {
+  int rows = 0;                  ///< 16, 32 or 64
+  int heads = 1;                 ///< query heads of one group side by side in a tile
+  std::array<int, 3> extent{};   ///< positions per axis; product times heads <= rows
+};
+
+struct ForwardPlan {
+  QueryTile tile;
+  std::array<int, 3> stack{1, 1, 1};  ///< tiles per axis that share packed keys
+  int stack_heads = 1;                ///< tiles along the heads of a group that share packed keys
+  int pack_keys = 0;                  ///< most keys packed at once
+  int chunk_keys = 0;                 ///< most keys between two softmax updates
+  std::int64_t tasks = 0;             ///< independent units of work
+  std::size_t scratch_bytes = 0;      ///< per thread
+  Work work;
+};
+
+struct BackwardPlan {
+  QueryTile tile;
+  std::array<int, 3> kv_block{};    ///< keys per axis whose gradients are summed together
+  int chunk_keys = 0;
+  std::array<int, 3> segment{};     ///< query tiles per axis whose gradients one task sums
+  std::int64_t segments = 0;        ///< tasks that sum query gradients, and key gradients where they hold all queries
+  std::int64_t border_blocks = 0;   ///< key blocks seen from more than one segment: tasks that sum their gradients
+  std::size_t scratch_bytes = 0;    ///< per thread
+  Work work;                        ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
+};
+
+/// What was considered for the forward tile, best first.
+struct TileCandidate {
+  QueryTile tile;
+  double work_ratio = 0;
+  double cost = 0;  ///< estimated cycles of one core, relative measure
+};
+
+struct Plan {
+  Problem problem;           ///< validated
+  Engine engine = Engine::cpu;
+  std::string reason;        ///< why this engine
+  int threads = 1;
+  double mask_pairs = 0;     ///< as in Work
+  double forward_flops = 0, backward_flops = 0;  ///< useful: 2 * (D + Dv) and 2 * (3 * D + 2 * Dv) per pair of the mask
+  double forward_bytes = 0, backward_bytes = 0;  ///< each tensor moved once
+  ForwardPlan forward;       ///< engine cpu
+  BackwardPlan backward;     ///< engine cpu
+  std::vector<TileCandidate> candidates;  ///< engine cpu, best first
+};
+
+/// Validates the problem and plans it. Throws InvalidArgument, or Unsupported with the text of `supports`.
+[[nodiscard]] Plan choose_plan(const Problem& problem, const PlanOptions& options = {});
+
+/// The plan for a person: several lines.
+[[nodiscard]] std::string describe(const Plan& plan);
+
+}  // namespace vicus
+
+#endif  // VICUS_PLAN_H_

@@ -1,0 +1,16 @@
+// The whole C++ API. Includes only the standard library.
+#ifndef VICUS_VICUS_HPP_
+#define VICUS_VICUS_HPP_
+
+#include "vicus/attention.h"
+#include "vicus/error.h"
+#include "vicus/geometry.h"
+#include "vicus/info.h"
+#include "vicus/log.h"
+#include "vicus/merge.h"
+#include "vicus/plan.h"
+#include "vicus/problem.h"
+#include "vicus/tensor.h"
+#include "vicus/unfused.h"
+
+#endif  // VICUS_VICUS_HPP_

@@ -1,0 +1,40 @@
+// The public operators: check everything, then hand over to the plan's engine.
+#include "core/checks.h"
+#include "core/engines.h"
+#include "vicus/attention.h"
+
+namespace vicus {
+
+void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output, const TensorView& logsumexp) {
+  check_forward(plan.problem, inputs, output, logsumexp);
+  if (plan.engine == Engine::reference) {
+    reference::forward(plan.problem, inputs, output, logsumexp);
+  } else {
+    cpu::forward(plan, inputs, output, logsumexp);
+  }
+}
+
+void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
+              const AttentionGradients& gradients) {
+  check_backward(plan.problem, inputs, grad_inputs, gradients);
+  if (plan.engine == Engine::reference) {
+    reference::backward(plan.problem, inputs, grad_inputs, gradients);
+  } else {
+    cpu::backward(plan, inputs, grad_inputs, gradients);
+  }
+}
+
+void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+                            const TensorView& output, const Neighborhood& mask, std::optional<double> scale,
+                            const TensorView& logsumexp) {
+  const Plan plan = choose_plan(neighborhood_problem(query, key, value, mask, scale));
+  forward(plan, {.query = query, .key = key, .value = value}, output, logsumexp);
+}
+
+void attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+               const TensorView& output, const Dense& mask, std::optional<double> scale, const TensorView& logsumexp) {
+  const Plan plan = choose_plan(dense_problem(query, key, value, mask, scale));
+  forward(plan, {.query = query, .key = key, .value = value}, output, logsumexp);
+}
+
+}  // namespace vicus

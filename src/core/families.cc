@@ -1,0 +1,57 @@
+#include "core/families.h"
+
+#include <map>
+#include <utility>
+
+#include "core/domain.h"
+
+namespace vicus {
+
+std::vector<Family> families(const Problem& problem) {
+  const Domain domain(problem);
+  if (domain.size() == 0) return {};
+  if (problem.dense()) {
+    // Sequences of equal lengths, in the order they first appear.
+    std::vector<Family> list;
+    std::map<std::pair<int, int>, std::size_t> known;
+    for (std::int64_t i = 0; i < domain.size(); ++i) {
+      const geometry::Grid grid = domain.cell(i).grid;
+      const auto [place, added] = known.try_emplace({grid.axis[2].queries, grid.axis[2].keys}, list.size());
+      if (added) {
+        Family family;
+        family.cells = 0;
+        for (std::size_t a = 0; a < 3; ++a) family.axes[a] = {{grid.axis[a], 1}};
+        list.push_back(std::move(family));
+      }
+      list[place->second].cells += 1;
+    }
+    return list;
+  }
+  // Residue classes of one axis have one of two lengths: that of class 0, and that of the last class.
+  Family family;
+  family.cells = static_cast<double>(problem.batch);
+  const auto& mask = std::get<Neighborhood>(problem.mask);
+  const geometry::Grid first = domain.cell(0).grid;
+  for (int a = 0; a < geometry::kRank; ++a) {
+    auto& list = family.axes[static_cast<std::size_t>(a)];
+    const int i = a - (geometry::kRank - problem.rank());
+    const geometry::Axis longest = first.axis[a];
+    if (i < 0) {
+      list = {{longest, 1}};
+      continue;
+    }
+    const auto len = static_cast<int>(problem.layout[i]);
+    const auto dilation = geometry::lo(static_cast<int>(mask.dilation[i]), len);
+    // Classes r < len - (longest - 1) * dilation are the long ones.
+    const int long_classes = len - (longest.queries - 1) * dilation;
+    list = {{longest, static_cast<double>(long_classes)}};
+    if (long_classes < dilation) {
+      geometry::Axis shorter = longest;
+      shorter.queries = shorter.keys = geometry::class_len(len, dilation, dilation - 1);
+      list.push_back({shorter, static_cast<double>(dilation - long_classes)});
+    }
+  }
+  return {family};
+}
+
+}  // namespace vicus

@@ -1,0 +1,154 @@
+#include "vicus/plan.h"
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "core/domain.h"
+#include "core/families.h"
+#include "core/log.h"
+#include "cpu/engine.h"
+#include "cpu/planner.h"
+#include "vicus/error.h"
+
+namespace vicus {
+namespace {
+
+struct EngineName {
+  Engine engine;
+  std::string_view name;
+};
+constexpr std::array kEngines = {EngineName{Engine::automatic, "auto"}, EngineName{Engine::reference, "reference"},
+                                 EngineName{Engine::cpu, "cpu"}};
+
+double tensor_bytes(const Problem& p, double tokens, std::int64_t heads, std::int64_t width) {
+  return tokens * static_cast<double>(heads * width) * static_cast<double>(dtype_size(p.dtype));
+}
+
+std::string extent_text(const std::array<int, 3>& extent, int rank) {
+  std::string text;
+  for (int i = 3 - rank; i < 3; ++i) {
+    text += (text.empty() ? "" : "x") + std::to_string(extent[static_cast<std::size_t>(i)]);
+  }
+  return text;
+}
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  std::array<char, 256> line{};
+  std::snprintf(line.data(), line.size(), pattern, args...);
+  return line.data();
+}
+
+}  // namespace
+
+std::string_view engine_name(Engine engine) noexcept {
+  for (const EngineName& e : kEngines) {
+    if (e.engine == engine) return e.name;
+  }
+  return "unknown";
+}
+
+Engine parse_engine(std::string_view name, const std::string& argument) {
+  for (const EngineName& e : kEngines) {
+    if (e.name == name) return e.engine;
+  }
+  throw InvalidArgument(argument, "'" + std::string(name) + "'", "auto, reference, cpu");
+}
+
+std::string supports(const Problem& problem, Engine engine) {
+  static_cast<void>(problem);  // both engines take every valid problem
+  if (engine == Engine::cpu && cpu::targets_available().empty()) {
+    return "engine cpu needs SSE4.2 (x86) or NEON (Arm), which this machine lacks; engine reference runs anywhere";
+  }
+  return "";
+}
+
+Plan choose_plan(const Problem& problem, const PlanOptions& options) {
+  Plan plan;
+  plan.problem = validate(problem);
+  const Problem& p = plan.problem;
+  if (options.threads < 0) throw InvalidArgument("threads", std::to_string(options.threads), ">= 0");
+  plan.threads = options.threads > 0 ? options.threads : cpu::default_threads();
+  if (options.engine == Engine::automatic) {
+    const std::string why_not = supports(p, Engine::cpu);
+    plan.engine = why_not.empty() ? Engine::cpu : Engine::reference;
+    plan.reason = why_not.empty() ? "the fastest engine that takes the problem" : why_not;
+  } else {
+    const std::string why_not = supports(p, options.engine);
+    if (!why_not.empty()) throw Unsupported(why_not);
+    plan.engine = options.engine;
+    plan.reason = "asked for";
+  }
+
+  const auto heads = static_cast<double>(p.heads);
+  double pairs = 0;
+  for (const Family& family : families(p)) {
+    pairs += family.sum([](int, const geometry::Axis& axis) { return static_cast<double>(geometry::mask_pairs(axis)); });
+  }
+  const double queries = static_cast<double>(p.batch) * static_cast<double>(p.queries());
+  plan.mask_pairs = heads * (pairs + queries * static_cast<double>(p.additional_tokens));
+  plan.forward_flops = 2.0 * static_cast<double>(p.head_dim + p.head_dim_v) * plan.mask_pairs;
+  plan.backward_flops = 2.0 * static_cast<double>(3 * p.head_dim + 2 * p.head_dim_v) * plan.mask_pairs;
+  const double keys = static_cast<double>(p.batch) * static_cast<double>(p.keys() + p.additional_tokens);
+  const double q_bytes = tensor_bytes(p, queries, p.heads, p.head_dim);
+  const double o_bytes = tensor_bytes(p, queries, p.heads, p.head_dim_v);
+  const double kv_bytes = tensor_bytes(p, keys, p.heads_kv, p.head_dim + p.head_dim_v);
+  const double lse_bytes = queries * heads * (p.dtype == DType::float64 ? 8 : 4);
+  plan.forward_bytes = q_bytes + o_bytes + kv_bytes + lse_bytes;
+  plan.backward_bytes = 2 * q_bytes + 2 * o_bytes + 2 * kv_bytes + lse_bytes;
+
+  if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
+  if (log_wanted(LogLevel::debug)) log(LogLevel::debug, describe(plan));
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  const Problem& p = plan.problem;
+  const int rank = p.rank();
+  std::string text;
+  text += format("engine %s (%s), %d threads, %s\n", std::string(engine_name(plan.engine)).c_str(), plan.reason.c_str(),
+                 plan.threads, std::string(dtype_name(p.dtype)).c_str());
+  if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
+    text += "problem  neighborhood, batch " + std::to_string(p.batch) + ", layout " + p.layout.text() + ", kernel_size " +
+            mask->kernel_size.text() + ", stride " + mask->stride.text() + ", dilation " + mask->dilation.text() +
+            ", is_causal " + mask->is_causal.text() + "\n";
+  } else {
+    const auto& dense = std::get<Dense>(p.mask);
+    constexpr std::array kCausal = {"no", "top-left", "bottom-right"};
+    text += "problem  dense, batch " + std::to_string(p.batch) + ", queries " + std::to_string(p.queries()) + ", keys " +
+            std::to_string(dense.keys) + ", causal " + kCausal[static_cast<std::size_t>(dense.causal)] + ", window (" +
+            std::to_string(dense.window_left) + ", " + std::to_string(dense.window_right) + ")" +
+            (dense.cumulative_queries.empty() ? "" : ", packed sequences " + std::to_string(dense.cumulative_queries.size() - 1)) +
+            (dense.key_lengths.empty() ? "" : ", padded keys") + "\n";
+  }
+  text += format("         heads %lld over %lld, head_dim %lld, head_dim_v %lld, additional tokens %lld\n",
+                 static_cast<long long>(p.heads), static_cast<long long>(p.heads_kv), static_cast<long long>(p.head_dim),
+                 static_cast<long long>(p.head_dim_v), static_cast<long long>(p.additional_tokens));
+  text += format("work     %.6g pairs in the mask; forward %.4g GFLOP, backward %.4g GFLOP\n", plan.mask_pairs,
+                 plan.forward_flops * 1e-9, plan.backward_flops * 1e-9);
+  text += format("bytes    forward %.4g MB, backward %.4g MB (each tensor once)\n", plan.forward_bytes * 1e-6,
+                 plan.backward_bytes * 1e-6);
+  if (plan.engine != Engine::cpu) return text;
+  const ForwardPlan& f = plan.forward;
+  text += format("forward  query tile %s of %d heads in %d rows, stack %s of %d head tiles, %d keys packed, %d a step\n",
+                 extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows, extent_text(f.stack, rank).c_str(),
+                 f.stack_heads, f.pack_keys, f.chunk_keys);
+  text += format("         work ratio %.3f, %lld tasks, %.3f MiB scratch a thread\n", f.work.ratio(),
+                 static_cast<long long>(f.tasks), static_cast<double>(f.scratch_bytes) / 1048576.0);
+  const BackwardPlan& b = plan.backward;
+  text += format("backward query tile %s of %d heads in %d rows, key block %s, %d keys a step\n",
+                 extent_text(b.tile.extent, rank).c_str(), b.tile.heads, b.tile.rows, extent_text(b.kv_block, rank).c_str(),
+                 b.chunk_keys);
+  text += format("         work ratio %.3f, %lld segments of %s tiles, %lld border blocks, %.3f MiB scratch a thread\n",
+                 b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(),
+                 static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
+  text += "tiles considered (rows, extent, work ratio, relative cost)\n";
+  for (const TileCandidate& c : plan.candidates) {
+    text += format("         %2d  %-10s x%-3d %.3f  %.3f\n", c.tile.rows, extent_text(c.tile.extent, rank).c_str(),
+                   c.tile.heads, c.work_ratio, c.cost / plan.candidates.front().cost);
+  }
+  return text;
+}
+
+}  // namespace vicus

@@ -1,0 +1,284 @@
+// Forward pass of one task: a stack of query tiles of one key/value head over the keys that any of them sees. For each
+// target.
+//
+// Per tile, queries in lanes: Qt [D][rows] (times scale * log2 e), Ot [Dv][rows], running maximum and sum. Keys and values
+// of a box are packed once for the stack; each tile takes the keys of its own hull out of the box, chunk by chunk:
+// scores, mask and bias, online softmax (Milakov and Gimelshein 2018), Ot = Ot * factor + V P.
+#if defined(VICUS_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VICUS_CPU_FORWARD_INL_H_
+#undef VICUS_CPU_FORWARD_INL_H_
+#else
+#define VICUS_CPU_FORWARD_INL_H_
+#endif
+
+#include <cmath>
+
+#include "cpu/chunk-inl.h"
+#include "cpu/forward.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vicus::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+struct TileState {
+  Tile tile;
+  bool fresh = true;  // nothing summed yet
+  T *query, *out, *top, *sum;
+};
+
+// Scores of a chunk to weights: adds biases, hides unseen pairs, moves the running maximum and sum. `factor` is what
+// earlier sums must be multiplied by.
+template <class T, int kRows>
+void online_softmax(T* scores, int keys, const T* bias, const std::uint64_t* masks, T* top, T* sum, T* factor) {
+  const hn::ScalableTag<T> d;
+  constexpr std::size_t N = kLanes<T>;
+  const auto hidden = hn::Set(d, -kInfinity<T>);
+  for (std::size_t first = 0; first < kRows; first += N) {
+    T* column = scores + first;
+    auto most = hidden;
+    for (int k = 0; k < keys; ++k, column += kRows) {
+      auto s = hn::LoadU(d, column);
+      if (bias != nullptr) s = hn::Add(s, hn::LoadU(d, bias + static_cast<std::size_t>(k) * kRows + first));
+      if (masks != nullptr) s = hn::IfThenElse(lanes_of(d, masks[k], first), s, hidden);
+      if (bias != nullptr || masks != nullptr) hn::StoreU(s, d, column);
+      most = hn::Max(most, s);
+    }
+    const auto old = hn::LoadU(d, top + first);
+    const auto now = hn::Max(old, most);
+    const auto base = hn::IfThenZeroElse(hn::Eq(now, hidden), now);  // a lane that has seen nothing: 2^(-inf - 0)
+    column = scores + first;
+    auto total = hn::Zero(d);
+    for (int k = 0; k < keys; ++k, column += kRows) {
+      const auto w = exp2(d, hn::Sub(hn::LoadU(d, column), base));
+      hn::StoreU(w, d, column);
+      total = hn::Add(total, w);
+    }
+    const auto f = exp2(d, hn::Sub(old, base));
+    hn::StoreU(f, d, factor + first);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, sum + first), f, total), d, sum + first);
+    hn::StoreU(now, d, top + first);
+  }
+}
+
+template <class T>
+struct ForwardScratch {
+  ForwardScratch(const ForwardContext& c, std::byte* base)
+      : keys(at(base, c.layout.keys)), values(at(base, c.layout.values)), scores(at(base, c.layout.scores)),
+        bias(at(base, c.layout.bias)), factor(at(base, c.layout.factor)), transpose(at(base, c.layout.transpose)),
+        masks(reinterpret_cast<std::uint64_t*>(base + c.layout.masks)),
+        axis_masks(reinterpret_cast<std::uint64_t*>(base + c.layout.axis_masks)),
+        runs(reinterpret_cast<Run*>(base + c.layout.runs)) {}
+  static T* at(std::byte* base, std::size_t offset) { return reinterpret_cast<T*>(base + offset); }
+
+  T *keys, *values, *scores, *bias, *factor, *transpose;
+  std::uint64_t *masks, *axis_masks;
+  Run* runs;
+};
+
+template <class T, int kRows>
+class ForwardTask {
+ public:
+  ForwardTask(const ForwardContext& context, std::byte* scratch)
+      : c_(context), p_(context.problem), plan_(context.plan.forward), base_(scratch), s_(context, scratch),
+        group_(static_cast<int>(p_.heads / p_.heads_kv)) {
+    const auto capacity = static_cast<std::size_t>(plan_.pack_keys);
+    keys_ = {s_.keys, static_cast<int>(p_.head_dim), kBlock, capacity * kBlock};
+    values_ = {s_.values, static_cast<int>(p_.head_dim_v), static_cast<int>(c_.layout.value_width), 0};
+  }
+
+  void run(std::int64_t task) {
+    const Cell cell = select(task);
+    if (tiles_ == 0) return;
+    Box hull = {};
+    for (int t = 0; t < tiles_; ++t) {
+      begin_tile(cell, states_[t]);
+      const Box own = geometry::hull(cell.grid, states_[t].tile.box);
+      hull = t == 0 ? own : join(hull, own);
+    }
+    const RowMap key_map = row_map(c_.in.key, p_, cell, cell.first_key);
+    const RowMap value_map = row_map(c_.in.value, p_, cell, cell.first_key);
+    for_each_box(hull, pack_extent(hull, plan_.pack_keys), [&](const Box& box) HWY_ATTR {
+      pack(c_.in.key, key_map, box, kv_head_, keys_);
+      const bool finite = pack(c_.in.value, value_map, box, kv_head_, values_);
+      for (int t = 0; t < tiles_; ++t) visit(cell, states_[t], box, finite);
+    });
+    if (p_.additional_tokens > 0) additional(cell);
+    for (int t = 0; t < tiles_; ++t) end_tile(cell, states_[t]);
+  }
+
+ private:
+  static Box join(const Box& a, const Box& b) {
+    Box out;
+    for (int i = 0; i < geometry::kRank; ++i) {
+      out.axis[i] = {geometry::lo(a.axis[i].begin, b.axis[i].begin), geometry::hi(a.axis[i].end, b.axis[i].end)};
+    }
+    return out;
+  }
+
+  // Cell and tiles of a task.
+  Cell select(std::int64_t task) {
+    const std::int64_t per_head = c_.plan.forward.tasks / (c_.domain.size() * p_.heads_kv);
+    const Cell cell = c_.domain.cell(task / per_head / p_.heads_kv);
+    kv_head_ = task / per_head % p_.heads_kv;
+    // From the last block to the first: with a causal mask the longest work starts first.
+    std::int64_t block = per_head - 1 - task % per_head;
+    tiles_ = 0;
+    Position tile_count{}, block_count{}, at{};
+    for (std::size_t a = 0; a < 3; ++a) {
+      tile_count[a] = geometry::ceil_div(cell.grid.axis[a].queries, plan_.tile.extent[a]);
+      block_count[a] = geometry::ceil_div(tile_count[a], plan_.stack[a]);
+      if (tile_count[a] == 0) return cell;
+    }
+    const int head_tiles = geometry::ceil_div(group_, plan_.tile.heads);
+    const int head_blocks = geometry::ceil_div(head_tiles, plan_.stack_heads);
+    const int head_block = static_cast<int>(block % head_blocks);
+    block /= head_blocks;
+    for (std::size_t a = 3; a-- > 0;) {
+      at[a] = static_cast<int>(block % block_count[a]);
+      block /= block_count[a];
+    }
+    if (block > 0) return cell;
+    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, head_tiles); ++h) {
+      const Box tiles = {{block_tiles(0, at, tile_count), block_tiles(1, at, tile_count), block_tiles(2, at, tile_count)}};
+      for_each_box(tiles, {1, 1, 1}, [&](const Box& one) {
+        Tile tile;
+        tile.extent = plan_.tile.extent;
+        tile.head = static_cast<int>(kv_head_) * group_ + h * plan_.tile.heads;
+        tile.heads = geometry::lo(plan_.tile.heads, group_ - h * plan_.tile.heads);
+        for (int a = 0; a < 3; ++a) {
+          tile.box.axis[a] = geometry::tile_span(one.axis[a].begin, tile.extent[static_cast<std::size_t>(a)],
+                                                 cell.grid.axis[a].queries);
+        }
+        states_[tiles_++].tile = tile;
+      });
+    }
+    return cell;
+  }
+
+  Span block_tiles(int a, const Position& at, const Position& tile_count) const {
+    const auto n = static_cast<std::size_t>(a);
+    return geometry::tile_span(at[n], plan_.stack[n], tile_count[n]);
+  }
+
+  void begin_tile(const Cell& cell, TileState<T>& s) {
+    const auto t = static_cast<std::size_t>(&s - states_);
+    const ForwardLayout& l = c_.layout;
+    s.query = ForwardScratch<T>::at(base_, l.query + t * l.query_step);
+    s.out = ForwardScratch<T>::at(base_, l.out + t * l.out_step);
+    s.top = ForwardScratch<T>::at(base_, l.top + t * l.row_step);
+    s.sum = ForwardScratch<T>::at(base_, l.sum + t * l.row_step);
+    s.fresh = true;
+    for (int r = 0; r < kRows; ++r) {
+      s.top[r] = -kInfinity<T>;
+      s.sum[r] = 0;
+    }
+    const LaneMasks lanes(s.tile);
+    // The score buffer is free now and holds a piece of rows.
+    const Panel<T> piece = {s_.scores, static_cast<int>(p_.head_dim), kBlock, 0};
+    load_tile(c_.in.query, row_map(c_.in.query, p_, cell, cell.first_query), s.tile, lanes.active, kRows, piece,
+              static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query, s_.transpose);
+  }
+
+  void visit(const Cell& cell, TileState<T>& s, const Box& packed, bool finite) {
+    Visit v;
+    v.sub = geometry::intersect(geometry::hull(cell.grid, s.tile.box), packed);
+    if (v.sub.empty()) return;
+    v.masked = geometry::classify(cell.grid, s.tile.box, v.sub) != geometry::TileClass::full;
+    v.run_count = make_runs(packed, v.sub, s_.runs);
+    v.runs = s_.runs;
+    const bool need_masks = v.masked || !finite || p_.rpb || p_.attn_bias;
+    if (need_masks) {
+      make_masks(cell.grid, s.tile, LaneMasks(s.tile), v.sub, s_.axis_masks, s_.masks);
+      v.masks = s_.masks;
+    }
+    if (p_.attn_bias) v.masked = true;
+    attend(cell, s, v, finite, p_.rpb || p_.attn_bias);
+  }
+
+  void additional(const Cell& cell) {
+    const Box all = {{{0, 1}, {0, 1}, {0, static_cast<int>(p_.additional_tokens)}}};
+    const RowMap key_map = additional_row_map(c_.in.additional_keys, cell.batch);
+    const RowMap value_map = additional_row_map(c_.in.additional_values, cell.batch);
+    for_each_box(all, pack_extent(all, plan_.pack_keys), [&](const Box& box) HWY_ATTR {
+      pack(c_.in.additional_keys, key_map, box, kv_head_, keys_);
+      pack(c_.in.additional_values, value_map, box, kv_head_, values_);
+      for (int t = 0; t < tiles_; ++t) {
+        Visit v;
+        v.sub = box;
+        v.run_count = make_runs(box, box, s_.runs);
+        v.runs = s_.runs;
+        attend(cell, states_[t], v, true, false);  // every lane sees every key: nothing to be careful about
+      }
+    });
+  }
+
+  void attend(const Cell& cell, TileState<T>& s, const Visit& v, bool finite, bool biased) {
+    for_each_chunk(v, plan_.chunk_keys, [&](const Run* runs, int count, int first, int keys) HWY_ATTR {
+      rows_dot_lanes<T, kRows>(keys_, runs, count, s.query, s_.scores);
+      if (biased) {
+        std::fill_n(s_.bias, static_cast<std::size_t>(keys) * kRows, T{0});
+        if (p_.rpb) add_rpb(c_.in.rpb, rpb_map(c_.in.rpb, p_), s.tile, v, first, keys, kRows, s_.bias);
+        if (p_.attn_bias) add_attn_bias(c_.in.attn_bias, cell.batch, s.tile, v, first, keys, kRows, s_.bias);
+      }
+      const std::uint64_t* masks = v.masks == nullptr ? nullptr : v.masks + first;
+      online_softmax<T, kRows>(s_.scores, keys, biased ? s_.bias : nullptr, v.masked ? masks : nullptr, s.top, s.sum,
+                               s_.factor);
+      if (finite) {
+        lanes_add_rows<T, kRows>(values_, runs, count, s_.scores, s.fresh ? Init::zero : Init::scale, s_.factor, s.out);
+      } else {
+        rescale(s);
+        careful_lanes_add(values_, runs, count, s_.scores, masks, kRows, s.out);
+      }
+      s.fresh = false;
+    });
+  }
+
+  void rescale(TileState<T>& s) const {
+    for (int f = 0; f < values_.width; ++f) {
+      for (int r = 0; r < kRows; ++r) {
+        T& x = s.out[f * kRows + r];
+        x = s.fresh ? T{0} : x * s_.factor[r];
+      }
+    }
+  }
+
+  void end_tile(const Cell& cell, TileState<T>& s) {
+    for (int r = 0; r < kRows; ++r) s_.factor[r] = s.sum[r] == 0 ? T{0} : T{1} / s.sum[r];
+    if (s.fresh) std::fill_n(s.out, static_cast<std::size_t>(values_.width) * kRows, T{0});
+    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, row_map(c_.output, p_, cell, cell.first_query), s.tile,
+               s_.scores, s_.transpose);
+    if (!c_.logsumexp) return;
+    const RowMap map = row_map(c_.logsumexp, p_, cell, cell.first_query);
+    s.tile.for_each_lane([&](int lane, int head, const Position& q) {
+      const T sum = s.sum[lane];
+      const T lse = sum == 0 ? -kInfinity<T> : (s.top[lane] + std::log2(sum)) * std::numbers::ln2_v<T>;
+      store_element(c_.logsumexp.data(), c_.logsumexp.dtype(), map.row(q, head), static_cast<double>(lse));
+    });
+  }
+
+  const ForwardContext& c_;
+  const Problem& p_;
+  const ForwardPlan& plan_;
+  std::byte* base_;
+  ForwardScratch<T> s_;
+  int group_;
+  std::int64_t kv_head_ = 0;
+  Panel<T> keys_, values_;
+  TileState<T> states_[kMaxStack];
+  int tiles_ = 0;
+};
+
+template <class T>
+void forward_task(const ForwardContext& context, std::int64_t task, std::byte* scratch) {
+  switch (context.plan.forward.tile.rows) {
+    case 16: return ForwardTask<T, 16>(context, scratch).run(task);
+    case 32: return ForwardTask<T, 32>(context, scratch).run(task);
+    default: return ForwardTask<T, 64>(context, scratch).run(task);
+  }
+}
+
+}  // namespace vicus::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // VICUS_CPU_FORWARD_INL_H_

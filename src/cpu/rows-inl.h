@@ -1,0 +1,304 @@
+// Rows of the caller's tensors into scratch and back: conversion of storage types, transposition to lanes. For each
+// target.
+#if defined(VICUS_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VICUS_CPU_ROWS_INL_H_
+#undef VICUS_CPU_ROWS_INL_H_
+#else
+#define VICUS_CPU_ROWS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "core/numbers.h"
+#include "cpu/gemm-inl.h"
+#include "cpu/tiles.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vicus::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const hn::TFromD<D>* p) {
+  return hn::LoadU(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const BFloat16* p) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::RebindToUnsigned<D> d32;
+  const auto wide = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(p)));
+  return hn::BitCast(d, hn::ShiftLeft<16>(wide));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> v, hn::TFromD<D>* p) {
+  hn::StoreU(v, d, p);
+}
+template <class D>
+HWY_INLINE void store(D, hn::Vec<D> v, BFloat16* p) {  // to nearest, ties to even; NaN stays NaN
+  const hn::RebindToUnsigned<D> d32;
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<std::uint16_t, D> d16;
+  const auto bits = hn::BitCast(d32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1U));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFU)));
+  const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000U));
+  const auto chosen = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded);
+  const auto narrow = hn::DemoteTo(d16, hn::BitCast(di, hn::ShiftRight<16>(chosen)));
+  hn::StoreU(narrow, d16, reinterpret_cast<std::uint16_t*>(p));
+}
+template <class D>
+HWY_INLINE void store(D, hn::Vec<D> v, Float16* p) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+}
+
+// Collects whether all values were finite: 0 * x is 0 only then.
+template <class T>
+class Finite {
+ public:
+  using D = hn::ScalableTag<T>;
+  Finite() : sum_(hn::Zero(D())) {}
+  HWY_INLINE void add(hn::Vec<D> v) { sum_ = hn::MulAdd(v, hn::Zero(D()), sum_); }
+  HWY_INLINE bool all() const { return hn::AllTrue(D(), hn::Eq(sum_, hn::Zero(D()))); }
+
+ private:
+  hn::Vec<D> sum_;
+};
+
+// `n` values of one row into `dst`, with zeros up to the next whole vector.
+template <class T, class In>
+HWY_INLINE void load_row(const In* src, int n, T* dst, Finite<T>& finite) {
+  const hn::ScalableTag<T> d;
+  constexpr int N = static_cast<int>(kLanes<T>);
+  int i = 0;
+  for (; i + N <= n; i += N) {
+    const auto v = load(d, src + i);
+    finite.add(v);
+    hn::StoreU(v, d, dst + i);
+  }
+  if (i < n) {
+    In tail[N] = {};
+    std::memcpy(tail, src + i, static_cast<std::size_t>(n - i) * sizeof(In));
+    const auto v = load(d, tail);
+    finite.add(v);
+    hn::StoreU(v, d, dst + i);
+  }
+}
+
+template <class T, class Out>
+HWY_INLINE void store_row(const T* src, int n, Out* dst) {
+  const hn::ScalableTag<T> d;
+  constexpr int N = static_cast<int>(kLanes<T>);
+  int i = 0;
+  for (; i + N <= n; i += N) store(d, hn::LoadU(d, src + i), dst + i);
+  if (i < n) {
+    T whole[N] = {};
+    Out tail[N];
+    std::memcpy(whole, src + i, static_cast<std::size_t>(n - i) * sizeof(T));
+    store(d, hn::LoadU(d, whole), tail);
+    std::memcpy(dst + i, tail, static_cast<std::size_t>(n - i) * sizeof(Out));
+  }
+}
+
+// Packed rows: feature f of row r lies at data[(f / block) * block_step + r * block + f % block].
+template <class T>
+struct Panel {
+  T* data = nullptr;
+  int width = 0;
+  int block = kBlock;
+  std::size_t block_step = 0;
+
+  [[nodiscard]] int block_count() const { return (width + block - 1) / block; }
+  [[nodiscard]] int block_width(int b) const { return width - b * block < block ? width - b * block : block; }
+  [[nodiscard]] T* at(int b, int row) const {
+    return data + static_cast<std::size_t>(b) * block_step + static_cast<std::size_t>(row) * static_cast<std::size_t>(block);
+  }
+};
+
+template <class T, class In>
+HWY_INLINE void load_panel_row(const In* src, const Panel<T>& panel, int row, Finite<T>& finite) {
+  for (int b = 0; b < panel.block_count(); ++b) load_row(src + b * panel.block, panel.block_width(b), panel.at(b, row), finite);
+}
+
+// Rows of `box` into the panel, row-major. Returns whether all values were finite.
+template <class T, class In>
+bool pack_as(const void* base, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel) {
+  Finite<T> finite;
+  int row = 0;
+  for (int i = box.axis[0].begin; i < box.axis[0].end; ++i) {
+    for (int j = box.axis[1].begin; j < box.axis[1].end; ++j) {
+      const In* src = static_cast<const In*>(base) + map.row({i, j, box.axis[2].begin}, head);
+      for (int k = box.axis[2].begin; k < box.axis[2].end; ++k, src += map.step[2]) load_panel_row(src, panel, row++, finite);
+    }
+  }
+  return finite.all();
+}
+
+template <class T>
+bool pack(const ConstTensorView& t, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel) {
+  if constexpr (sizeof(T) == 8) {
+    return pack_as<T, T>(t.data(), map, box, head, panel);
+  } else {
+    switch (t.dtype()) {
+      case DType::bfloat16: return pack_as<T, BFloat16>(t.data(), map, box, head, panel);
+      case DType::float16: return pack_as<T, Float16>(t.data(), map, box, head, panel);
+      default: return pack_as<T, T>(t.data(), map, box, head, panel);
+    }
+  }
+}
+
+// Rows of the panel to the tensor, each value times `factor`.
+template <class T, class Out>
+void unpack_as(const Panel<T>& panel, T factor, void* base, const RowMap& map, const Box& box, std::int64_t head) {
+  const hn::ScalableTag<T> d;
+  int row = 0;
+  for (int i = box.axis[0].begin; i < box.axis[0].end; ++i) {
+    for (int j = box.axis[1].begin; j < box.axis[1].end; ++j) {
+      for (int k = box.axis[2].begin; k < box.axis[2].end; ++k, ++row) {
+        Out* dst = static_cast<Out*>(base) + map.row({i, j, k}, head);
+        for (int b = 0; b < panel.block_count(); ++b) {
+          T* src = panel.at(b, row);
+          for (int f = 0; f < panel.block_width(b); f += static_cast<int>(kLanes<T>)) {
+            hn::StoreU(hn::Mul(hn::LoadU(d, src + f), hn::Set(d, factor)), d, src + f);
+          }
+          store_row(src, panel.block_width(b), dst + b * panel.block);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void unpack(const Panel<T>& panel, T factor, const TensorView& t, const RowMap& map, const Box& box, std::int64_t head) {
+  if constexpr (sizeof(T) == 8) {
+    unpack_as<T, T>(panel, factor, t.data(), map, box, head);
+  } else {
+    switch (t.dtype()) {
+      case DType::bfloat16: return unpack_as<T, BFloat16>(panel, factor, t.data(), map, box, head);
+      case DType::float16: return unpack_as<T, Float16>(panel, factor, t.data(), map, box, head);
+      default: return unpack_as<T, T>(panel, factor, t.data(), map, box, head);
+    }
+  }
+}
+
+// A [rows][kBlock] piece of a panel, the first `width` features, to lanes[feature][rows], times `factor`. `buffer` holds
+// kBlock vectors. Four features of a lane move together; features go up to the next multiple of four.
+template <class T>
+void rows_to_lanes(const T* piece, int rows, int width, T factor, T* lanes, T* buffer) {
+  const hn::ScalableTag<T> d;
+  constexpr std::size_t N = kLanes<T>;
+  const auto f = hn::Set(d, factor);
+  const auto row_count = static_cast<std::size_t>(rows);
+  for (std::size_t first = 0; first < row_count; first += N) {
+    for (std::size_t lane = 0; lane < N; ++lane) {
+      const T* src = piece + (first + lane) * kBlock;
+      for (int q = 0; q < width; q += 4) {
+        std::memcpy(buffer + static_cast<std::size_t>(q) * N + lane * 4, src + q, 4 * sizeof(T));
+      }
+    }
+    for (int q = 0; q < width; q += 4) {
+      hn::Vec<decltype(d)> a, b, c, e;
+      hn::LoadInterleaved4(d, buffer + static_cast<std::size_t>(q) * N, a, b, c, e);
+      T* dst = lanes + static_cast<std::size_t>(q) * row_count + first;
+      hn::StoreU(hn::Mul(a, f), d, dst);
+      hn::StoreU(hn::Mul(b, f), d, dst + row_count);
+      hn::StoreU(hn::Mul(c, f), d, dst + 2 * row_count);
+      hn::StoreU(hn::Mul(e, f), d, dst + 3 * row_count);
+    }
+  }
+}
+
+// A query tile's rows: into a panel of blocks [rows][kBlock] (absent lanes zero) and, where `lanes` is given, as lanes
+// [feature][rows] times `factor`. Without a panel to keep, `panel.block_step` is 0 and blocks reuse one place.
+template <class T, class In>
+bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, std::uint64_t active, int rows,
+                  const Panel<T>& panel, T factor, T* lanes, T* buffer) {
+  Finite<T> finite;
+  for (int b = 0; b < panel.block_count(); ++b) {
+    const int width = panel.block_width(b);
+    if (active != ~std::uint64_t{0} >> (64 - rows)) {
+      std::memset(panel.at(b, 0), 0, static_cast<std::size_t>(rows) * kBlock * sizeof(T));
+    }
+    tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
+      load_row(static_cast<const In*>(base) + map.row(p, head) + b * kBlock, width, panel.at(b, lane), finite);
+    });
+    if (lanes != nullptr) {
+      rows_to_lanes(panel.at(b, 0), rows, width, factor, lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+    }
+  }
+  return finite.all();
+}
+
+template <class T>
+bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, std::uint64_t active, int rows,
+               const Panel<T>& panel, T factor, T* lanes, T* buffer) {
+  if constexpr (sizeof(T) == 8) {
+    return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+  } else {
+    switch (t.dtype()) {
+      case DType::bfloat16:
+        return load_tile_as<T, BFloat16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+      case DType::float16:
+        return load_tile_as<T, Float16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+      default: return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+    }
+  }
+}
+
+// lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `buffer` as above.
+template <class T, class Out>
+void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* base, const RowMap& map, const Tile& tile,
+                   T* piece, T* buffer) {
+  const hn::ScalableTag<T> d;
+  constexpr std::size_t N = kLanes<T>;
+  const auto row_count = static_cast<std::size_t>(rows);
+  for (int done = 0; done < width; done += kBlock) {
+    const int n = width - done < kBlock ? width - done : kBlock;
+    for (std::size_t first = 0; first < row_count; first += N) {
+      const auto f = hn::LoadU(d, factor + first);
+      for (int q = 0; q < n; q += 4) {
+        const T* src = lanes + static_cast<std::size_t>(done + q) * row_count + first;
+        hn::StoreInterleaved4(hn::Mul(hn::LoadU(d, src), f), hn::Mul(hn::LoadU(d, src + row_count), f),
+                              hn::Mul(hn::LoadU(d, src + 2 * row_count), f), hn::Mul(hn::LoadU(d, src + 3 * row_count), f),
+                              d, buffer + static_cast<std::size_t>(q) * N);
+      }
+      for (std::size_t lane = 0; lane < N; ++lane) {
+        T* dst = piece + (first + lane) * kBlock;
+        for (int q = 0; q < n; q += 4) {
+          std::memcpy(dst + q, buffer + static_cast<std::size_t>(q) * N + lane * 4, 4 * sizeof(T));
+        }
+      }
+    }
+    tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
+      store_row(piece + static_cast<std::size_t>(lane) * kBlock, n, static_cast<Out*>(base) + map.row(p, head) + done);
+    });
+  }
+}
+
+template <class T>
+void store_tile(const T* lanes, const T* factor, int width, int rows, const TensorView& t, const RowMap& map,
+                const Tile& tile, T* piece, T* buffer) {
+  if constexpr (sizeof(T) == 8) {
+    store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+  } else {
+    switch (t.dtype()) {
+      case DType::bfloat16:
+        return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+      case DType::float16:
+        return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+      default: return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+    }
+  }
+}
+
+}  // namespace vicus::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // VICUS_CPU_ROWS_INL_H_
