@@ -28,6 +28,8 @@ esac
 # What tests/install builds is not instrumented: one run of it is enough.
 [[ $kind == release ]] || python_tests=("${python_tests[@]:0:3}")
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
+# Several test processes share the cores: threads that wait for work must not burn the time of others.
+export OMP_WAIT_POLICY=passive
 
 reports=build/reports/$kind
 rm -rf "$reports"
