@@ -50,7 +50,7 @@ test-tsan: setup-clang  ## every test under ThreadSanitizer
 
 fuzz: setup-clang  ## fuzz the parsers, FUZZ_SECONDS each
 	@tools/build.sh fuzz
-	@tools/fuzz.sh
+	@.venv/bin/python tests/fuzz/run_fuzzers.py build/fuzz/tests/fuzz --seconds $(FUZZ_SECONDS)
 
 bench-cpu: setup  ## measure the CPU engine; JSON under bench/results/cpu
 	@tools/build.sh bench

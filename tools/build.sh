@@ -25,7 +25,7 @@ case "$kind" in
   release) dir=build; options+=(-DVICUS_BUILD_TESTS=ON) ;;
   asan) sanitized address,undefined ;;
   tsan) sanitized thread ;;
-  fuzz) options+=("${clang[@]}" -DVICUS_SANITIZE=address,undefined -DVICUS_CPU_TARGETS=AVX2 -DVICUS_BUILD_FUZZERS=ON) ;;
+  fuzz) options+=("${clang[@]}" -DVICUS_CPU_TARGETS=SSE4 -DVICUS_BUILD_FUZZERS=ON) ;;  # sanitizers: tests/fuzz
   bench) options+=(-DVICUS_BUILD_BENCH=ON) ;;
   lint) options+=("${clang[@]}" -DVICUS_BUILD_TESTS=ON -DVICUS_BUILD_FUZZERS=ON -DVICUS_BUILD_BENCH=ON) ;;
   *) echo "build.sh: argument is $kind; allowed: release, asan, tsan, fuzz, bench, lint" >&2; exit 2 ;;
