@@ -11,6 +11,7 @@
 
 #include <optional>
 
+#include "vicus/export.h"
 #include "vicus/plan.h"
 #include "vicus/problem.h"
 #include "vicus/tensor.h"
@@ -30,7 +31,7 @@ struct AttentionInputs {
 
 /// Computes `output` [B, *X, H, Dv] and, if present, `logsumexp` [B, *X, H] (natural logarithm; float32, or float64 when
 /// the problem is float64).
-void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
+VICUS_API void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
              const TensorView& logsumexp = {});
 
 /// What the forward call left, and the gradients that arrive.
@@ -49,16 +50,16 @@ struct AttentionGradients {
 };
 
 /// Computes gradients of all inputs that `gradients` holds. attn_bias has no gradient.
-void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
+VICUS_API void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
               const AttentionGradients& gradients);
 
 /// Plans and computes neighborhood attention in one call: rank, sizes and dtype come from the tensors.
-void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+VICUS_API void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
                             const TensorView& output, const Neighborhood& mask, std::optional<double> scale = {},
                             const TensorView& logsumexp = {});
 
 /// Plans and computes dense attention in one call; `mask.keys` is taken from `key`.
-void attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+VICUS_API void attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
                const TensorView& output, const Dense& mask = {}, std::optional<double> scale = {},
                const TensorView& logsumexp = {});
 

@@ -5,10 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "vicus/export.h"
+
 namespace vicus {
 
 /// An argument breaks a rule. `what()` reads "<argument> is <got>; allowed: <allowed>".
-class InvalidArgument : public std::invalid_argument {
+class VICUS_API InvalidArgument : public std::invalid_argument {
  public:
   InvalidArgument(std::string argument, const std::string& got, const std::string& allowed)
       : std::invalid_argument(argument + " is " + got + "; allowed: " + allowed), argument_(std::move(argument)) {}
@@ -20,7 +22,7 @@ class InvalidArgument : public std::invalid_argument {
 };
 
 /// The arguments are legal, but the engine asked for does not take them; `what()` says why and what does.
-class Unsupported : public std::runtime_error {
+class VICUS_API Unsupported : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };

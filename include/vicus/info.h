@@ -6,23 +6,25 @@
 #include <string_view>
 #include <vector>
 
+#include "vicus/export.h"
+
 namespace vicus {
 
 /// "0.1.0".
-[[nodiscard]] std::string_view version() noexcept;
+[[nodiscard]] VICUS_API std::string_view version() noexcept;
 
 /// Instruction sets the CPU engine was built for, best first: "AVX3", "AVX2", "SSE4" or "NEON" (Highway's names).
-[[nodiscard]] std::vector<std::string> cpu_targets_built();
+[[nodiscard]] VICUS_API std::vector<std::string> cpu_targets_built();
 
 /// Those of them this machine runs, best first; the first is used.
-[[nodiscard]] std::vector<std::string> cpu_targets_available();
+[[nodiscard]] VICUS_API std::vector<std::string> cpu_targets_available();
 
 /// Limits the CPU engine to one of `cpu_targets_available()`; an empty name lifts the limit. For tests and comparisons;
 /// the environment variable VICUS_CPU_TARGET does the same at start. Throws InvalidArgument on another name.
-void limit_cpu_target(std::string_view name);
+VICUS_API void limit_cpu_target(std::string_view name);
 
 /// Threads the CPU engine uses when a plan does not say.
-[[nodiscard]] int default_threads() noexcept;
+[[nodiscard]] VICUS_API int default_threads() noexcept;
 
 }  // namespace vicus
 

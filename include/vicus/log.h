@@ -5,6 +5,8 @@
 #include <functional>
 #include <string_view>
 
+#include "vicus/export.h"
+
 namespace vicus {
 
 enum class LogLevel { debug, info, warning };
@@ -13,7 +15,7 @@ enum class LogLevel { debug, info, warning };
 using LogSink = std::function<void(LogLevel, std::string_view)>;
 
 /// Installs `sink` for messages of at least `least`; an empty sink switches logging off. Thread-safe.
-void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
+VICUS_API void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 
 }  // namespace vicus
 

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "vicus/export.h"
 #include "vicus/problem.h"
 
 namespace vicus {
@@ -21,12 +22,12 @@ enum class Engine : std::uint8_t {
 };
 
 /// "auto", "reference" or "cpu".
-[[nodiscard]] std::string_view engine_name(Engine engine) noexcept;
+[[nodiscard]] VICUS_API std::string_view engine_name(Engine engine) noexcept;
 /// The inverse. Throws InvalidArgument naming `argument`.
-[[nodiscard]] Engine parse_engine(std::string_view name, const std::string& argument = "engine");
+[[nodiscard]] VICUS_API Engine parse_engine(std::string_view name, const std::string& argument = "engine");
 
 /// Empty when `engine` takes the (valid) problem, otherwise the reason in words.
-[[nodiscard]] std::string supports(const Problem& problem, Engine engine);
+[[nodiscard]] VICUS_API std::string supports(const Problem& problem, Engine engine);
 
 struct PlanOptions {
   Engine engine = Engine::automatic;
@@ -92,10 +93,10 @@ struct Plan {
 };
 
 /// Validates the problem and plans it. Throws InvalidArgument, or Unsupported with the text of `supports`.
-[[nodiscard]] Plan choose_plan(const Problem& problem, const PlanOptions& options = {});
+[[nodiscard]] VICUS_API Plan choose_plan(const Problem& problem, const PlanOptions& options = {});
 
 /// The plan for a person: several lines.
-[[nodiscard]] std::string describe(const Plan& plan);
+[[nodiscard]] VICUS_API std::string describe(const Plan& plan);
 
 }  // namespace vicus
 

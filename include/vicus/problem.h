@@ -15,12 +15,13 @@
 #include <variant>
 #include <vector>
 
+#include "vicus/export.h"
 #include "vicus/tensor.h"
 
 namespace vicus {
 
 /// One integer per token axis, or one for all of them: `7` and `{7, 7}` both set a 2-D window.
-class AxisValues {
+class VICUS_API AxisValues {
  public:
   AxisValues() = default;
   AxisValues(std::int64_t for_all) : size_(1), value_{for_all} {}  // NOLINT(google-explicit-constructor)
@@ -73,7 +74,7 @@ struct Dense {
   friend bool operator==(const Dense&, const Dense&) = default;
 };
 
-struct Problem {
+struct VICUS_API Problem {
   DType dtype = DType::float32;     ///< of query, key, value, output and their gradients
   std::int64_t batch = 1;           ///< >= 0; empty problems are legal and write nothing
   AxisValues layout;                ///< token layout of the queries
@@ -111,17 +112,17 @@ struct Problem {
 
 /// Checks every rule and returns the problem with its defaults filled in (heads_kv, head_dim_v, per-axis values).
 /// Throws InvalidArgument naming the argument, its value and what is allowed.
-[[nodiscard]] Problem validate(Problem problem);
+[[nodiscard]] VICUS_API Problem validate(Problem problem);
 
 /// The problem of tensors at hand, neighborhood attention: shapes and dtype come from query, key and value, the rest
 /// from `mask`. Absent `additional_keys` and `rpb` mean none. Throws InvalidArgument as `validate` does.
-[[nodiscard]] Problem neighborhood_problem(const ConstTensorView& query, const ConstTensorView& key,
+[[nodiscard]] VICUS_API Problem neighborhood_problem(const ConstTensorView& query, const ConstTensorView& key,
                                            const ConstTensorView& value, const Neighborhood& mask,
                                            std::optional<double> scale = {},
                                            const ConstTensorView& additional_keys = {}, const ConstTensorView& rpb = {});
 
 /// The same for dense attention; `mask.keys` is taken from `key`.
-[[nodiscard]] Problem dense_problem(const ConstTensorView& query, const ConstTensorView& key,
+[[nodiscard]] VICUS_API Problem dense_problem(const ConstTensorView& query, const ConstTensorView& key,
                                     const ConstTensorView& value, Dense mask, std::optional<double> scale = {},
                                     const ConstTensorView& additional_keys = {}, const ConstTensorView& attn_bias = {});
 

@@ -10,17 +10,19 @@
 #include <string>
 #include <string_view>
 
+#include "vicus/export.h"
+
 namespace vicus {
 
 /// Storage types. Arithmetic is float32 for all but float64, which is computed in float64.
 enum class DType : std::uint8_t { float32, float64, bfloat16, float16 };
 
 /// Bytes of one element.
-[[nodiscard]] std::size_t dtype_size(DType dtype) noexcept;
+[[nodiscard]] VICUS_API std::size_t dtype_size(DType dtype) noexcept;
 /// "float32", "float64", "bfloat16" or "float16".
-[[nodiscard]] std::string_view dtype_name(DType dtype) noexcept;
+[[nodiscard]] VICUS_API std::string_view dtype_name(DType dtype) noexcept;
 /// The inverse of `dtype_name`. Throws InvalidArgument naming `argument`.
-[[nodiscard]] DType parse_dtype(std::string_view name, const std::string& argument = "dtype");
+[[nodiscard]] VICUS_API DType parse_dtype(std::string_view name, const std::string& argument = "dtype");
 
 namespace detail {
 template <class T>
@@ -40,7 +42,7 @@ inline constexpr int kMaxDims = 6;
 
 /// Shape and strides, in elements. Strides may be anything (also zero or negative) but operators ask for a contiguous
 /// last dimension, and refuse outputs whose elements overlap.
-class TensorLayout {
+class VICUS_API TensorLayout {
  public:
   TensorLayout() = default;
   /// Contiguous (row-major). Throws InvalidArgument on more than kMaxDims dimensions or a negative extent.

@@ -12,35 +12,36 @@
 
 #include <cstdint>
 
+#include "vicus/export.h"
 #include "vicus/problem.h"
 #include "vicus/tensor.h"
 
 namespace vicus {
 
 /// Slots of one query's scores: prod(kernel_size) + additional tokens.
-[[nodiscard]] std::int64_t score_slots(const Problem& problem);
+[[nodiscard]] VICUS_API std::int64_t score_slots(const Problem& problem);
 
 /// scores[q, slot] = query[q] . key[slot] (+ rpb [H, 2 * w0 - 1, ...] at the slot's offset, window slots only).
-void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
+VICUS_API void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
                 const TensorView& scores, const ConstTensorView& additional_keys = {}, const ConstTensorView& rpb = {});
 
 /// Gradients of `qk_forward`; absent views are not computed.
 struct QkGradients {
   TensorView query = {}, key = {}, additional_keys = {}, rpb = {};
 };
-void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
+VICUS_API void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
                  const ConstTensorView& grad_scores, const QkGradients& gradients,
                  const ConstTensorView& additional_keys = {});
 
 /// output[q] = sum over slots of scores[q, slot] * value[slot].
-void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
+VICUS_API void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
                 const TensorView& output, const ConstTensorView& additional_values = {});
 
 /// Gradients of `av_forward`; absent views are not computed.
 struct AvGradients {
   TensorView scores = {}, value = {}, additional_values = {};
 };
-void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
+VICUS_API void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
                  const ConstTensorView& grad_output, const AvGradients& gradients,
                  const ConstTensorView& additional_values = {});
 
