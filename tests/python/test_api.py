@@ -123,8 +123,8 @@ def test_empty_problems(name, problem, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_values_beyond_any_axis(engine):
-    """Windows, strides, dilations and band widths that no int holds mean what they say."""
-    far = 10**12
+    """The longest windows, strides, dilations and band widths mean what they say; longer ones are refused."""
+    far = 2**30
     for mask in (
         Neighborhood([far], [1], [1], [0]),
         Neighborhood([far], [far], [1], [1]),
@@ -133,10 +133,18 @@ def test_values_beyond_any_axis(engine):
         Dense(9, "none", far, 2),
         Dense(9, "none", 2, far),
         Dense(9, "bottom_right", far, -1),
-        Dense(9, "none", 2**31, 2**32),
+        Dense(9, "top_left", far - 1, 0),
     ):
         problem = Problem([11], 2, 1, 5, 4, mask, "float32", 2)
         compare.check_case(cases.Case(problem, {"engine": engine}, "contiguous", 1.0, 1))
+
+    json = {k: v for k, v in bridge.problem_json(problem).items() if k != "dense"}
+    for name in ("kernel_size", "dilation"):
+        wide = {"kernel_size": [3], name: [10**12]}
+        with pytest.raises(bridge.VicusError, match=rf"{name}\[0\] is {10**12}; allowed: "):
+            bridge.call(
+                "validate", {"problem": {k: v for k, v in json.items() if k != "dense"} | {"neighborhood": wide}}
+            )
 
 
 def test_supports_says_why_in_words():
