@@ -92,6 +92,7 @@ def measure_vicus(
         key = (name, new["pass"], threads)
         row = rows.setdefault(key, {**new, "peers": {}})
         add_round(row, new["seconds"]["samples"])
+        row.setdefault("cpu_rounds", []).append(new["cpu_seconds"])
 
 
 def measure_peers(peers: Peers, rows: dict[tuple[str, str, int], Any], problem: dict[str, Any], threads: int) -> None:
@@ -115,7 +116,9 @@ def measure_peers(peers: Peers, rows: dict[tuple[str, str, int], Any], problem: 
 def finish(rows: dict[tuple[str, str, int], Any], peaks: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
     """Medians over all rounds; shares of the best peak the run has seen."""
     for row in rows.values():
-        row["seconds"] = spread(row.pop("all"))
+        samples, row["cpu_seconds"] = row.pop("all"), median(row.pop("cpu_rounds"))
+        row["seconds"] = spread(samples)
+        row["cpu_share"] = row["cpu_seconds"] / (sum(samples) / len(samples)) / row["threads"]
         row["gflops"] = row["flops"] / row["seconds"]["median"] * 1e-9
         kind = "float64_gflops" if row["dtype"] == "float64" else "float32_gflops"
         row["peak_share"] = row["gflops"] / peaks[row["threads"]][kind]
@@ -195,10 +198,12 @@ def main() -> None:
         "longest_mask": 2**14 if quick else 2**15,
     }
     vicus_timing = {k: v for k, v in timing.items() if k != "longest_mask"}
+    started, load_before = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
+    if load_before > 0.5:
+        print(f"bench: the machine is busy (load {load_before:.1f}); times will be too long", file=sys.stderr)
     driver = Driver(arguments.driver, arguments.problems)
     peaks: dict[int, dict[str, float]] = {}
     merge_peaks(peaks, driver.peak(threads))
-    started = datetime.datetime.now(datetime.UTC)
     peers = None if arguments.no_peers else Peers(timing)
     rows: dict[tuple[str, str, int], Any] = {}
     try:
@@ -220,6 +225,7 @@ def main() -> None:
         "commit": commit(),
         "date": started.isoformat(timespec="seconds"),
         "cpu": {**cpu, "cores": len(os.sched_getaffinity(0))},
+        "load_before": load_before,
         "threads": threads,
         "rounds": rounds,
         "versions": {"vicus": driver.about, **versions},

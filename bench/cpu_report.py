@@ -8,6 +8,7 @@ from typing import Any
 MIB = 2**20
 MOST_SCRATCH = 4 * MIB  # per thread
 LEAST_SCALING = 1.9  # one thread to two
+LEAST_CPU_SHARE = 0.9  # of the processor time that the threads could have had
 
 Row = dict[str, Any]
 
@@ -100,6 +101,10 @@ def print_report(report: Row) -> None:
     }
     for peer, reason in sorted(reasons):
         print(f"{peer} unsupported somewhere: {reason}")
+    long = [row for row in report["rows"] if row["seconds"]["median"] > 1e-3]  # a tiny problem may keep one thread busy
+    busy = {row["problem"] for row in long if row["cpu_share"] < LEAST_CPU_SHARE}
+    if busy:
+        print(f"the cores were shared with others while these ran, their times are too long: {', '.join(sorted(busy))}")
     print("\nTargets")
     scratch = [t for t in report["targets"] if "MiB" in t["what"]]
     shown = [t for t in report["targets"] if "MiB" not in t["what"]]

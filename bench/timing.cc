@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <fstream>
 #include <string>
 
@@ -14,6 +15,8 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double cpu_seconds_now() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+
 /// A field of /proc/self/status in bytes, where there is one.
 std::optional<std::int64_t> status_bytes(const std::string& field) {
   std::ifstream status("/proc/self/status");
@@ -25,34 +28,32 @@ std::optional<std::int64_t> status_bytes(const std::string& field) {
 
 }  // namespace
 
-std::vector<double> time_calls(const std::function<void()>& call, const TimingOptions& options) {
+Timing time_calls(const std::function<void()>& call, const TimingOptions& options) {
   call();  // memory, threads and caches warm up
   const double first = seconds_now();
   call();
   const double one = seconds_now() - first;
   const int calls = one >= kShortestSample ? 1 : static_cast<int>(kShortestSample / std::max(one, 1e-7)) + 1;
-  std::vector<double> samples;
-  const double begin = seconds_now();
+  Timing timing;
+  const double begin = seconds_now(), cpu_begin = cpu_seconds_now();
   for (double spent = 0; spent < options.most_seconds; spent = seconds_now() - begin) {
-    if (static_cast<int>(samples.size()) >= options.repeats && spent >= options.least_seconds) break;
+    if (static_cast<int>(timing.samples.size()) >= options.repeats && spent >= options.least_seconds) break;
     const double start = seconds_now();
     for (int i = 0; i < calls; ++i) call();
-    samples.push_back((seconds_now() - start) / calls);
+    timing.samples.push_back((seconds_now() - start) / calls);
   }
-  return samples;
+  timing.cpu_seconds = (cpu_seconds_now() - cpu_begin) / calls / static_cast<double>(timing.samples.size());
+  return timing;
 }
 
-std::optional<std::int64_t> resident_growth(const std::function<void()>& call) {
-  {
-    std::ofstream clear("/proc/self/clear_refs");
-    clear << "5";  // the peak starts again from what is resident now
-    if (!clear.flush()) return {};
-  }
-  const auto before = status_bytes("VmRSS");
+std::optional<std::int64_t> resident_bytes() { return status_bytes("VmRSS"); }
+
+std::optional<std::int64_t> peak_resident_bytes(const std::function<void()>& call) {
+  std::ofstream clear("/proc/self/clear_refs");
+  clear << "5";  // the peak starts again from what is resident now
+  const bool cleared = static_cast<bool>(clear.flush());
   call();
-  const auto peak = status_bytes("VmHWM");
-  if (!before || !peak) return {};
-  return std::max<std::int64_t>(0, *peak - *before);
+  return cleared ? status_bytes("VmHWM") : std::nullopt;
 }
 
 }  // namespace vicus::bench

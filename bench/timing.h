@@ -15,13 +15,20 @@ struct TimingOptions {
   double most_seconds = 1e9;  ///< and stop after this long, even with fewer samples
 };
 
-/// Seconds per call, one entry per sample. A call of a few microseconds is repeated within its sample until the clock's
-/// own cost does not matter.
-std::vector<double> time_calls(const std::function<void()>& call, const TimingOptions& options);
+struct Timing {
+  std::vector<double> samples;  ///< seconds per call
+  double cpu_seconds = 0;       ///< processor time of all threads, per call, mean of all samples
+};
 
-/// Bytes by which the peak resident memory of the process passes what is resident before `call`; empty where the system
-/// does not say. The kernel counts in batches of pages per thread: good to about a quarter MiB.
-std::optional<std::int64_t> resident_growth(const std::function<void()>& call);
+/// A call of a few microseconds is repeated within its sample until the clock's own cost does not matter.
+Timing time_calls(const std::function<void()>& call, const TimingOptions& options);
+
+/// Bytes of this process that are in memory now; empty where the system does not say. The kernel counts in batches of
+/// pages per thread: good to about a quarter MiB.
+std::optional<std::int64_t> resident_bytes();
+
+/// The most that was resident at any time during `call`.
+std::optional<std::int64_t> peak_resident_bytes(const std::function<void()>& call);
 
 }  // namespace vicus::bench
 

@@ -44,7 +44,7 @@ class Peaks {
  public:
   const FmaPeak& of(int threads) {
     auto it = peaks_.find(threads);
-    if (it == peaks_.end()) it = peaks_.emplace(threads, measure_fma_peak(threads, 8, 0.05)).first;
+    if (it == peaks_.end()) it = peaks_.emplace(threads, measure_fma_peak(threads)).first;
     return it->second;
   }
   Json json() const {
@@ -79,14 +79,19 @@ Json row_json(const BenchProblem& entry, const Plan& plan, bool backward) {
   return row;
 }
 
-void add_timing(Json& row, const std::vector<double>& seconds, std::optional<std::int64_t> growth, int threads) {
-  const double flops = row["flops"].get<double>();
-  row["resident_growth_bytes_per_thread"] = growth ? Json(*growth / threads) : Json();
-  row["seconds"] = {{"median", median(seconds)},
-                    {"min", *std::min_element(seconds.begin(), seconds.end())},
-                    {"max", *std::max_element(seconds.begin(), seconds.end())},
-                    {"samples", seconds}};
-  row["gflops"] = flops / median(seconds) * 1e-9;
+void add_timing(Json& row, const Timing& timing) {
+  const double flops = row["flops"].get<double>(), middle = median(timing.samples);
+  row["seconds"] = {{"median", middle},
+                    {"min", *std::min_element(timing.samples.begin(), timing.samples.end())},
+                    {"max", *std::max_element(timing.samples.begin(), timing.samples.end())},
+                    {"samples", timing.samples}};
+  row["cpu_seconds"] = timing.cpu_seconds;
+  row["gflops"] = flops / middle * 1e-9;
+}
+
+Json growth_json(std::optional<std::int64_t> before, std::optional<std::int64_t> peak, int threads) {
+  if (!before || !peak) return {};
+  return std::max<std::int64_t>(0, *peak - *before) / threads;
 }
 
 /// Rows of one problem. Throws when a result is wrong: a wrong kernel has no speed.
@@ -98,11 +103,12 @@ void run_problem(const BenchProblem& entry, const Options& options, Peaks& peaks
   ProblemTensors tensors(plan.problem);
   const auto forward_call = [&] { forward(plan, tensors.inputs(), tensors.output.view(), tensors.logsumexp.view()); };
   const auto backward_call = [&] { backward(plan, tensors.inputs(), tensors.grad_inputs(), tensors.gradients()); };
-  const auto grows = [&](const std::function<void()>& call) { return resident_growth(call); };
-
   const bool backward_wanted = options.pass != "forward";
-  const auto forward_growth = grows(forward_call);
-  const auto backward_growth = backward_wanted ? grows(backward_call) : std::nullopt;
+
+  // Against what is resident before any call: a later call may live in what an earlier one left.
+  const auto before = resident_bytes();
+  const auto forward_peak = peak_resident_bytes(forward_call);
+  const auto backward_peak = backward_wanted ? peak_resident_bytes(backward_call) : std::nullopt;
   Json check;
   if (options.samples > 0) {
     const CheckErrors errors = sampled_check(plan.problem, tensors, options.samples, backward_wanted);
@@ -118,9 +124,9 @@ void run_problem(const BenchProblem& entry, const Options& options, Peaks& peaks
   for (const bool is_backward : {false, true}) {
     if (options.pass == (is_backward ? "forward" : "backward")) continue;
     Json row = row_json(entry, plan, is_backward);
-    const auto seconds =
-        is_backward ? time_calls(backward_call, options.timing) : time_calls(forward_call, options.timing);
-    add_timing(row, seconds, is_backward ? backward_growth : forward_growth, plan.threads);
+    row["resident_growth_bytes_per_thread"] =
+        growth_json(before, is_backward ? backward_peak : forward_peak, plan.threads);
+    add_timing(row, is_backward ? time_calls(backward_call, options.timing) : time_calls(forward_call, options.timing));
     row["check"] = check;
     if (!options.no_peak) {
       const FmaPeak& peak = peaks.of(plan.threads);
