@@ -40,7 +40,7 @@ class Unsupported(Exception):
 def mask_function(problem: dict[str, Any]) -> Callable[..., torch.Tensor]:
     """`mask_mod` of flex_attention; also takes whole tensors of query and key indices.
 
-    Looks positions up in tables: compiled for the CPU that is up to 2.6 times as fast as the divisions that turn an index
+    Looks positions up in tables: compiled for the CPU, up to 2.6 times as fast as the divisions that turn an index
     into positions (56 x 56, window 13, one thread of an AMD EPYC, family 26: 88 ms and 229 ms).
     """
     if problem["mask"] == "dense":
