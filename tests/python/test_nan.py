@@ -23,8 +23,8 @@ def poison(problem, inputs, rng):
     spoilt = rng.random((problem.batch, problem.keys)) < 0.25
     changed = dict(inputs)
     for name in ("key", "value"):
-        x = np.array(inputs[name])
-        flat = x.reshape(problem.batch, problem.keys, problem.heads_kv, -1)
+        x = np.array(inputs[name], order="C")
+        flat = x.reshape(problem.batch, problem.keys, problem.heads_kv, x.shape[-1])
         bad = rng.choice([np.nan, np.inf, -np.inf], size=flat.shape)
         flat[spoilt] = bad[spoilt].astype(x.dtype)
         changed[name] = x
@@ -32,7 +32,8 @@ def poison(problem, inputs, rng):
 
 
 def values(outputs, problem):
-    return [np.array(outputs[n].view).reshape(problem.batch, problem.queries, problem.heads, -1) for n in outputs]
+    rows = (problem.batch, problem.queries, problem.heads)
+    return [np.array(x.view).reshape(*rows, *x.view.shape[len(problem.layout) + 2 :]) for x in outputs.values()]
 
 
 def check_forward(case):
@@ -48,7 +49,10 @@ def check_forward(case):
     for before, after in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(after[~reached], before[~reached])
     # A NaN that every head of a group sees is in its output; infinities may cancel, so ask only of NaN keys.
-    nan_keys = np.isnan(np.asarray(run.inputs["key"], np.float64)).reshape(problem.batch, problem.keys, -1).any(-1)
+    keys = np.asarray(run.inputs["key"], np.float64).reshape(
+        problem.batch, problem.keys, problem.heads_kv, problem.head_dim
+    )
+    nan_keys = np.isnan(keys).any(axis=(2, 3))
     if not problem.attn_bias and problem.heads_kv == 1:
         must = (seen[:, 0] & nan_keys[:, None, :]).any(-1)
         assert np.isnan(dirty[0].astype(np.float64)).all(axis=-1)[must].all(), "a NaN inside a window got lost"
@@ -66,8 +70,8 @@ def check_backward(case):
     spoilt_queries = run.rng.random((problem.batch, problem.queries)) < 0.1
     rows = (problem.batch, problem.queries)
     for arrays, name in ((run.inputs, "query"), (arriving, "grad_output")):
-        x = np.array(arrays[name])
-        x.reshape(*rows, -1)[spoilt_queries] = np.nan
+        x = np.array(arrays[name], order="C")
+        x.reshape(*rows, problem.heads, x.shape[-1])[spoilt_queries] = np.nan
         arrays[name] = x
     dirty = run.backward(run.forward(), arriving)
     # Spoilt: a query that is, or sees a key that is; a key that is seen by a spoilt query, or is itself.
@@ -76,7 +80,7 @@ def check_backward(case):
     bad_q = np.repeat(bad_q.transpose(0, 2, 1), problem.heads // problem.heads_kv, axis=2)
     bad_k = bad_k.transpose(0, 2, 1)
     for name, bad in (("query", bad_q), ("key", bad_k), ("value", bad_k)):
-        shape = (problem.batch, -1, problem.heads if name == "query" else problem.heads_kv, problem.shape(name)[-1])
+        shape = (*bad.shape, problem.shape(name)[-1])
         before, after = (np.array(x[name].view).reshape(shape) for x in (clean, dirty))
         np.testing.assert_array_equal(after[~bad], before[~bad], err_msg="gradient of " + name)
 
