@@ -13,13 +13,12 @@
 #include <memory>
 #include <new>
 #include <ostream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "cli/attend.h"
-#ifdef VICUS_CLI_DENOISE
 #include "cli/denoise.h"
-#endif
 #include "cli/format.h"
 #include "cli/info.h"
 #include "cli/plan.h"
@@ -51,7 +50,8 @@ class Logging {
  public:
   Logging(std::ostream& err, const std::string& level) {
     if (level == "off") return;
-    auto logger = std::make_shared<spdlog::logger>("vicus", std::make_shared<spdlog::sinks::ostream_sink_mt>(err, true));
+    auto logger =
+        std::make_shared<spdlog::logger>("vicus", std::make_shared<spdlog::sinks::ostream_sink_mt>(err, true));
     logger->set_pattern("vicus: %l: %v");
     logger->set_level(spdlog::level::debug);
     const LogLevel least = level == "debug" ? LogLevel::debug : level == "info" ? LogLevel::info : LogLevel::warning;
@@ -89,7 +89,7 @@ std::string message_of(const InvalidArgument& error, const CLI::App& app) {
 
 int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App& app) {
   app.footer(kFooter);
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // none is reported below: only then are unknown words reported by name
   app.set_version_flag("--version", "vicus " + std::string(version()));
   std::string log_level = "warning";
   app.add_option("--log-level", log_level, "Messages on standard error: debug, info, warning or off [warning]")
@@ -97,9 +97,7 @@ int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App&
       ->type_name("LEVEL");
   app.fallthrough();  // --log-level is understood after the subcommand, too
   add_attend(app, context);
-#ifdef VICUS_CLI_DENOISE
   add_denoise(app, context);
-#endif
   add_plan(app, context);
   add_profile(app, context);
   add_info(app, context);
@@ -113,6 +111,9 @@ int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App&
   } catch (const CLI::CallForVersion& version_text) {
     context.out << version_text.what() << '\n';
     return kDone;
+  }
+  if (app.get_subcommands().empty()) {
+    throw InvalidArgument("command", "missing", "attend, denoise, plan, profile or info; see vicus --help");
   }
   const Logging logging(context.err, log_level);
   if (context.action && !context.parse_only) context.action();
@@ -139,8 +140,13 @@ int run(int argc, const char* const* argv, Context& context) {
     message = error.what();
   } catch (const CLI::ParseError& error) {
     code = kWrongInput;
-    message = std::string(error.what()) + "; see vicus --help";
+    const auto commands = app.get_subcommands();
+    message = std::string(error.what()) + "; see vicus " +
+              (commands.empty() ? "" : commands.front()->get_name() + " ") + "--help";
   } catch (const std::bad_alloc&) {
+    code = kMachineSaidNo;
+    message = "out of memory";
+  } catch (const std::length_error&) {  // a container larger than any memory
     code = kMachineSaidNo;
     message = "out of memory";
   } catch (const std::exception& error) {

@@ -126,8 +126,9 @@ void check_outputs(Files& files, std::span<const OutputArray> outputs) {
     for (const OutputArray& other : outputs) {
       const Place its = split(other.place, other.name);
       if (&other < &output && same_file(place, its) && (extension == kNpy || place.name == its.name)) {
-        throw InvalidArgument(output.argument, "'" + output.place + "'",
-                              "another place than that of " + other.argument + ", or another name in a .safetensors file");
+        throw InvalidArgument(
+            output.argument, "'" + output.place + "'",
+            "another place than that of " + other.argument + ", or another name in a .safetensors file");
       }
     }
     files.check_output(output.argument, place.path);

@@ -56,7 +56,7 @@ class ArrayReader {
 struct OutputArray {
   std::string argument;  ///< option that named the place
   std::string place;
-  std::string name;      ///< in a safetensors file whose place gives no name
+  std::string name;  ///< in a safetensors file whose place gives no name
   DType dtype = DType::float32;
   std::vector<std::int64_t> shape;
   std::vector<std::byte> data;

@@ -9,13 +9,15 @@
 
 #include "cli/arrays.h"
 #include "cli/problem_options.h"
+#include "cli/validators.h"
 #include "vicus/attention.h"
 #include "vicus/error.h"
 
 namespace vicus::cli {
 namespace {
 
-constexpr const char* kFooter = R"(Arrays are [batch, tokens..., heads, features], as float32, float64, float16 or bfloat16. A place is FILE.npy or
+constexpr const char* kFooter =
+    R"(Arrays are [batch, tokens..., heads, features], as float32, float64, float16 or bfloat16. A place is FILE.npy or
 FILE.safetensors; FILE.safetensors:NAME picks a tensor, otherwise the role is its name (query, output, ...).
 
 Examples:
@@ -143,7 +145,7 @@ void add_attend(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("attend", "Compute attention of arrays in files: softmax(scale q.k + bias) v");
   command->footer(kFooter);
   const auto place = [&](const std::string& name, std::string& value, const std::string& help, const char* group) {
-    return command->add_option(name, value, help)->type_name("FILE")->group(group);
+    return command->add_option(name, value, help)->check(not_empty())->type_name("FILE")->group(group);
   };
   const char* const inputs = "Arrays in";
   place("-q,--query", options->query, "Query [B, *X, H, D]", inputs);
@@ -153,7 +155,7 @@ void add_attend(CLI::App& app, Context& context) {
   command->add_option("--names", options->names, "Their names in it [query key value]")
       ->expected(3)
       ->delimiter(',')
-      ->type_name("NAME NAME NAME")
+      ->type_name("NAME")
       ->group(inputs);
   place("--additional-keys", options->additional_keys, "Extra keys that every query sees [B, T, Hkv, D]", inputs);
   place("--additional-values", options->additional_values, "Their values [B, T, Hkv, Dv]", inputs);

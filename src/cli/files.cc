@@ -60,7 +60,7 @@ std::size_t read_fully(int fd, std::byte* to, std::size_t size, const std::strin
 /// What an output must not be: a directory, or a device or pipe that the rename would replace by a file.
 void check_output_path(const std::string& argument, const std::string& path) {
   if (path.empty()) throw InvalidArgument(argument, "''", "a file name");
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
     throw InvalidArgument(argument, (S_ISDIR(status.st_mode) ? "the directory '" : "the special file '") + path + "'",
                           "the name of a regular file");
@@ -77,7 +77,7 @@ void check_output_path(const std::string& argument, const std::string& path) {
 std::vector<std::byte> DiskFiles::read(const std::string& argument, const std::string& path) {
   Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) fail(argument, "cannot open", path, errno);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.get(), &status) != 0) fail(argument, "cannot read", path, errno);
   if (S_ISDIR(status.st_mode)) throw InvalidArgument(argument, "the directory '" + path + "'", "a file");
   std::vector<std::byte> bytes;
@@ -111,7 +111,8 @@ void DiskFiles::write(std::span<const OutputBytes> outputs) {
   for (OutputFile& file : files) file.commit();
 }
 
-OutputFile::OutputFile(std::string argument, std::string path) : argument_(std::move(argument)), path_(std::move(path)) {
+OutputFile::OutputFile(std::string argument, std::string path)
+    : argument_(std::move(argument)), path_(std::move(path)) {
   check_output_path(argument_, path_);
   static std::atomic<unsigned> counter{0};
   for (int attempt = 0; attempt < 100; ++attempt) {

@@ -49,9 +49,7 @@ Json collect() {
             {"note", "this build has no GPU engine"},
             {"driver_library", "libcuda.so.1"},
             {"driver_library_opens", cuda_driver_opens()}}},
-          {"libraries",
-           {{"highway", VICUS_HWY_VERSION},
-            {"openmp", std::to_string(_OPENMP)}}},
+          {"libraries", {{"highway", VICUS_HWY_VERSION}, {"openmp", std::to_string(_OPENMP)}}},
           {"cache", "none: this build compiles nothing at run time"}};
 }
 

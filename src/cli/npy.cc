@@ -124,7 +124,8 @@ DType dtype_of(std::string_view descr, bool void_is_bfloat16) {
   if (descr == "<f2") return DType::float16;
   if (descr == "<V2" || descr == "|V2") {
     if (void_is_bfloat16) return DType::bfloat16;
-    throw FormatError("holds two-byte elements without a type ('" + name + "'); give --dtype bfloat16 if they are bfloat16");
+    throw FormatError("holds two-byte elements without a type ('" + name +
+                      "'); give --dtype bfloat16 if they are bfloat16");
   }
   if (descr.starts_with('>')) throw FormatError("is big-endian ('" + name + "'); little-endian is needed");
   throw FormatError("holds elements of type '" + name + "'; float32, float64, float16 or bfloat16 is needed");
@@ -132,10 +133,14 @@ DType dtype_of(std::string_view descr, bool void_is_bfloat16) {
 
 std::string_view descr_of(DType dtype) {
   switch (dtype) {
-    case DType::float32: return "<f4";
-    case DType::float64: return "<f8";
-    case DType::float16: return "<f2";
-    case DType::bfloat16: return "<V2";
+    case DType::float32:
+      return "<f4";
+    case DType::float64:
+      return "<f8";
+    case DType::float16:
+      return "<f2";
+    case DType::bfloat16:
+      return "<V2";
   }
   return "";
 }
@@ -158,7 +163,8 @@ FileArray parse_npy(std::span<const std::byte> bytes, bool void_is_bfloat16) {
   std::size_t length = 0;
   for (std::size_t i = length_bytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(text[at + i]);
   at += length_bytes;
-  if (length > kMaxHeader) throw FormatError("has a header of " + std::to_string(length) + " bytes; at most 65536 are read");
+  if (length > kMaxHeader)
+    throw FormatError("has a header of " + std::to_string(length) + " bytes; at most 65536 are read");
   if (length > text.size() - at) throw FormatError("ends inside its header");
 
   Header header = HeaderParser(text.substr(at, length)).parse();

@@ -46,7 +46,8 @@ void add_plan(CLI::App& app, Context& context) {
   add_mask_options(*command, options->mask);
   add_engine_options(*command, options->engine);
   command->add_flag("--json", options->json, "Print JSON");
-  command->callback([options, &context] { context.action = [options, &context] { print_plan(*options, context.out); }; });
+  command->callback(
+      [options, &context] { context.action = [options, &context] { print_plan(*options, context.out); }; });
 }
 
 }  // namespace vicus::cli

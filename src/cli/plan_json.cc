@@ -13,9 +13,12 @@ Json to_json(const AxisValues& values, int rank) {
 
 std::string_view name_of(Causal causal) {
   switch (causal) {
-    case Causal::none: return "none";
-    case Causal::top_left: return "top-left";
-    case Causal::bottom_right: return "bottom-right";
+    case Causal::none:
+      return "none";
+    case Causal::top_left:
+      return "top-left";
+    case Causal::bottom_right:
+      return "bottom-right";
   }
   return "";
 }
@@ -39,30 +42,23 @@ Json to_json(const Dense& mask) {
           {"cumulative_keys", mask.cumulative_keys}};
 }
 
-Json to_json(const QueryTile& tile) {
-  return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}};
-}
+Json to_json(const QueryTile& tile) { return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}}; }
 
 Json to_json(const Work& work) {
   return {{"mask_pairs", work.mask_pairs}, {"tile_pairs", work.tile_pairs}, {"ratio", work.ratio()}};
 }
 
 Json to_json(const ForwardPlan& plan) {
-  return {{"tile", to_json(plan.tile)},       {"stack", plan.stack},
-          {"stack_heads", plan.stack_heads},  {"pack_keys", plan.pack_keys},
-          {"chunk_keys", plan.chunk_keys},    {"tasks", plan.tasks},
+  return {{"tile", to_json(plan.tile)},          {"stack", plan.stack},           {"stack_heads", plan.stack_heads},
+          {"pack_keys", plan.pack_keys},         {"chunk_keys", plan.chunk_keys}, {"tasks", plan.tasks},
           {"scratch_bytes", plan.scratch_bytes}, {"work", to_json(plan.work)}};
 }
 
 Json to_json(const BackwardPlan& plan) {
-  return {{"tile", to_json(plan.tile)},
-          {"kv_block", plan.kv_block},
-          {"chunk_keys", plan.chunk_keys},
-          {"segment_tiles", plan.segment_tiles},
-          {"segments", plan.segments},
-          {"border_blocks", plan.border_blocks},
-          {"scratch_bytes", plan.scratch_bytes},
-          {"work", to_json(plan.work)}};
+  return {{"tile", to_json(plan.tile)},          {"kv_block", plan.kv_block},
+          {"chunk_keys", plan.chunk_keys},       {"segment", plan.segment},
+          {"segments", plan.segments},           {"border_blocks", plan.border_blocks},
+          {"scratch_bytes", plan.scratch_bytes}, {"work", to_json(plan.work)}};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <CLI/Formatter.hpp>
 #include <span>
 
+#include "cli/validators.h"
 #include "vicus/error.h"
 
 namespace vicus::cli {
@@ -100,7 +101,7 @@ void add_mask_options(CLI::App& command, MaskOptions& options) {
   window("--window-left", options.window_left, "Sliding window: keys seen to the left of the query (-1: all)");
   window("--window-right", options.window_right, "Sliding window: keys seen to the right of the query (-1: all)");
   const auto list = [&](const std::string& name, std::vector<std::int64_t>& values, const std::string& help) {
-    command.add_option(name, values, help)->delimiter(',')->type_name("N ...")->group(dense);
+    command.add_option(name, values, help)->delimiter(',')->type_name("N")->group(dense);
   };
   list("--key-lengths", options.key_lengths, "Real keys of each batch entry; the rest is padding");
   list("--cumulative-queries", options.cumulative_queries, "Packed sequences: where each begins, then the total");
@@ -140,7 +141,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       ->type_name("NAME")
       ->group(group);
   command.add_option("--threads", options.threads, "CPU threads [one for each core]")
-      ->check(CLI::Range(0, kMaxThreads))
+      ->check(within(0, kMaxThreads))
       ->type_name("N")
       ->group(group);
 }

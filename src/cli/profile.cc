@@ -21,12 +21,14 @@
 #include "cli/plan_json.h"
 #include "cli/problem_options.h"
 #include "cli/progress.h"
+#include "cli/validators.h"
 #include "vicus/attention.h"
 
 namespace vicus::cli {
 namespace {
 
-constexpr const char* kFooter = R"(Useful work counts only (query, key) pairs of the mask; its floor is the time that this work takes when every arithmetic
+constexpr const char* kFooter =
+    R"(Useful work counts only (query, key) pairs of the mask; its floor is the time that this work takes when every arithmetic
 unit is busy all the time. The peak behind it is measured before the run unless --peak-gflops gives it.
 
 Examples:
@@ -69,8 +71,12 @@ Tensor random_tensor(DType dtype, const std::vector<std::int64_t>& shape, std::m
     const double uniform = static_cast<double>(bits >> 11) * 0x1p-52 - 1.0;
     const auto single = static_cast<float>(uniform);
     switch (dtype) {
-      case DType::float64: store(at, uniform); break;
-      case DType::float32: store(at, single); break;
+      case DType::float64:
+        store(at, uniform);
+        break;
+      case DType::float32:
+        store(at, single);
+        break;
       case DType::bfloat16: {
         std::uint32_t word = 0;
         std::memcpy(&word, &single, sizeof(word));
@@ -98,7 +104,9 @@ struct Timing {
 Timing time_calls(const std::function<void()>& call, const ProfileOptions& options, double budget, Progress& progress,
                   const std::string& label) {
   using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+  const auto since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
   const auto begin = Clock::now();
   progress.update(label + ", warm-up", 0);
   for (int i = 0; i < options.warmup; ++i) {
@@ -106,11 +114,13 @@ Timing time_calls(const std::function<void()>& call, const ProfileOptions& optio
     if (since(begin) > budget / 2) break;
   }
   Timing timing;
-  while (timing.seconds.empty() || (static_cast<int>(timing.seconds.size()) < options.repeats && since(begin) < budget)) {
+  while (timing.seconds.empty() ||
+         (static_cast<int>(timing.seconds.size()) < options.repeats && since(begin) < budget)) {
     const auto start = Clock::now();
     call();
     timing.seconds.push_back(since(start));
-    progress.update(label, std::max(static_cast<double>(timing.seconds.size()) / options.repeats, since(begin) / budget));
+    progress.update(label,
+                    std::max(static_cast<double>(timing.seconds.size()) / options.repeats, since(begin) / budget));
   }
   std::sort(timing.seconds.begin(), timing.seconds.end());
   return timing;
@@ -205,9 +215,8 @@ void print(const std::vector<Pass>& passes, const Plan& plan, const Peak& peak, 
   const auto column = [&](int width, double value, int digits) {
     out << std::setw(width) << std::fixed << std::setprecision(digits) << value;
   };
-  out << "engine " << engine_name(plan.engine) << ", " << plan.threads << " threads, "
-      << dtype_name(plan.problem.dtype) << "\npeak   " << std::fixed << std::setprecision(1)
-      << peak.flops_per_second * 1e-9 << " GFLOP/s ("
+  out << "engine " << engine_name(plan.engine) << ", " << plan.threads << " threads, " << dtype_name(plan.problem.dtype)
+      << "\npeak   " << std::fixed << std::setprecision(1) << peak.flops_per_second * 1e-9 << " GFLOP/s ("
       << (measured ? "measured here, multiply-adds in registers, " + peak.target : "as given") << ")\n\n"
       << "pass       median ms      min      max  repeats  useful GFLOP/s     GB/s  floor ms  of peak\n";
   for (const Pass& pass : passes) {
@@ -260,19 +269,19 @@ void add_profile(CLI::App& app, Context& context) {
   add_engine_options(*command, options->engine);
   const char* const group = "Measurement";
   command->add_option("--repeats", options->repeats, "Most timed calls of each pass [20]")
-      ->check(CLI::Range(1, 1000000))
+      ->check(within(1, 1000000))
       ->type_name("N")
       ->group(group);
   command->add_option("--warmup", options->warmup, "Calls before the clock starts [2]")
-      ->check(CLI::Range(0, 1000000))
+      ->check(within(0, 1000000))
       ->type_name("N")
       ->group(group);
   command->add_option("--seconds", options->seconds, "Time to spend on all passes, about [10]")
-      ->check(CLI::Range(1e-3, 1e6))
+      ->check(within(1e-3, 1e6))
       ->type_name("X")
       ->group(group);
   command->add_option("--peak-gflops", options->peak_gflops, "Peak to compare with, in GFLOP/s [measured]")
-      ->check(CLI::Range(1e-3, 1e12))
+      ->check(within(1e-3, 1e12))
       ->type_name("X")
       ->group(group);
   command->add_flag("--no-backward", options->no_backward, "Time the forward pass only")->group(group);

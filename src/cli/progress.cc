@@ -19,8 +19,9 @@ void Progress::update(const std::string& label, double fraction) {
   if (!enabled_) return;
   const double share = std::clamp(fraction, 0.0, 1.0);
   const auto filled = static_cast<std::size_t>(share * kWidth);
-  std::string line = "[" + std::string(filled, '#') + std::string(kWidth - filled, '.') + "] ";
-  line += std::to_string(static_cast<int>(share * 100)) + " % " + label;
+  std::string line(1, '[');
+  line.append(filled, '#').append(kWidth - filled, '.').append("] ");
+  line.append(std::to_string(static_cast<int>(share * 100))).append(" % ").append(label);
   if (line == drawn_) return;
   out_ << kErase << line << std::flush;
   drawn_ = line;

@@ -134,7 +134,17 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 
  private:
   enum class Where {
-    start, top, metadata_start, metadata, metadata_value, entry_value, entry, dtype, shape_start, shape, offsets_start,
+    start,
+    top,
+    metadata_start,
+    metadata,
+    metadata_value,
+    entry_value,
+    entry,
+    dtype,
+    shape_start,
+    shape,
+    offsets_start,
     offsets
   };
   [[noreturn]] static void out_of_place(const std::string& what) { malformed(what + " is out of place"); }
@@ -230,8 +240,7 @@ std::vector<std::byte> safetensors_header(std::vector<TensorToWrite>& tensors) {
     for (const auto& [name, dtype] : kOperandTypes) {
       if (dtype == tensor.dtype) type = name;
     }
-    header[tensor.name] = {
-        {"dtype", type}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.data.size()}}};
+    header[tensor.name] = {{"dtype", type}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.data.size()}}};
     at += tensor.data.size();
   }
   std::string text = header.dump();

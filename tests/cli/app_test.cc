@@ -48,8 +48,8 @@ TEST(App, AttendsInMemory) {
 
 TEST(App, ErrorsAreOneLineWhateverTheNames) {
   MemoryFiles files;
-  const Outcome outcome = run_with(files, {"attend", "-q", "a\nb\x1b[31m\r.npy", "-k", "k.npy", "-v", "v.npy", "--dense",
-                                           "-o", "o.npy"});
+  const Outcome outcome =
+      run_with(files, {"attend", "-q", "a\nb\x1b[31m\r.npy", "-k", "k.npy", "-v", "v.npy", "--dense", "-o", "o.npy"});
   EXPECT_EQ(outcome.code, 1);
   EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1);
   EXPECT_EQ(outcome.err.find('\x1b'), std::string::npos);

@@ -72,7 +72,8 @@ TEST(Arrays, ErrorsNameTheOption) {
   MemoryFiles files;
   files.contents["bad.npy"] = {};
   files.contents["deep.npy"] = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1)}", Bytes(4));
-  files.contents["int.safetensors"] = safetensors(R"({"key":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", Bytes(8));
+  files.contents["int.safetensors"] =
+      safetensors(R"({"key":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", Bytes(8));
   ArrayReader reader(files, false);
   const auto message = [&](const std::string& place) -> std::string {
     try {
@@ -91,9 +92,10 @@ TEST(Arrays, WritesWhatItReads) {
   MemoryFiles files;
   const std::vector<float> numbers = {1, 2, 3, 4, 5, 6};
   const std::vector<std::uint16_t> halves = {0x3f80, 0x4000};
-  const std::vector<OutputArray> outputs = {{"--output", "o.safetensors", "output", DType::bfloat16, {1, 2}, raw(halves)},
-                                            {"--lse", "o.safetensors:l", "logsumexp", DType::float32, {2, 3}, raw(numbers)},
-                                            {"--more", "m.npy", "more", DType::float32, {6}, raw(numbers)}};
+  const std::vector<OutputArray> outputs = {
+      {"--output", "o.safetensors", "output", DType::bfloat16, {1, 2}, raw(halves)},
+      {"--lse", "o.safetensors:l", "logsumexp", DType::float32, {2, 3}, raw(numbers)},
+      {"--more", "m.npy", "more", DType::float32, {6}, raw(numbers)}};
   write_arrays(files, outputs);
   EXPECT_EQ(files.contents.size(), 2U);
   ArrayReader reader(files, false);

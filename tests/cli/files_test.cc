@@ -31,7 +31,9 @@ class FilesTest : public ::testing::Test {
     std::ifstream file(path(name), std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
   }
-  [[nodiscard]] auto entries() const { return std::distance(fs::directory_iterator(directory_), fs::directory_iterator()); }
+  [[nodiscard]] auto entries() const {
+    return std::distance(fs::directory_iterator(directory_), fs::directory_iterator());
+  }
 
   fs::path directory_;
   DiskFiles files_;

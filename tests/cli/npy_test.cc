@@ -45,8 +45,10 @@ TEST(Npy, ReadsEveryDtype) {
 
 TEST(Npy, ReadsWhatPythonMayWrite) {
   // Order of keys, quotes, spaces and trailing commas are free in a Python literal.
-  EXPECT_TRUE(parse_npy(npy("{\"shape\":(4,),\"fortran_order\":True,\"descr\":\"<f4\"}", Bytes(16)), false).fortran_order);
-  EXPECT_EQ(parse_npy(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (), }   \n", Bytes(4)), false).shape, Shape{});
+  EXPECT_TRUE(
+      parse_npy(npy("{\"shape\":(4,),\"fortran_order\":True,\"descr\":\"<f4\"}", Bytes(16)), false).fortran_order);
+  EXPECT_EQ(parse_npy(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (), }   \n", Bytes(4)), false).shape,
+            Shape{});
   EXPECT_EQ(parse_npy(npy("{'descr':'<f4','fortran_order':False,'shape':( 2 , 0 ,)}", {}), false).shape, (Shape{2, 0}));
 }
 

@@ -23,17 +23,27 @@ std::string error_of(const Bytes& bytes) {
   return "no error";
 }
 
-std::string tensor(const std::string& name, const std::string& dtype, const std::string& shape, const std::string& offsets) {
-  return '"' + name + R"(":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + '}';
+/// One entry of a header.
+std::string tensor(const std::string& name, const std::string& dtype, const std::string& shape,
+                   const std::string& offsets) {
+  std::string text(1, '"');
+  text.append(name).append(R"(":{"dtype":")").append(dtype).append(R"(","shape":)").append(shape);
+  return text.append(R"(,"data_offsets":)").append(offsets).append("}");
+}
+
+/// A file whose header holds these entries.
+Bytes file_of(const std::vector<std::string>& entries, std::size_t data_bytes) {
+  std::string header(1, '{');
+  for (const std::string& entry : entries) header.append(header.size() > 1 ? "," : "").append(entry);
+  return safetensors(header.append("}   "), Bytes(data_bytes));
 }
 
 TEST(Safetensors, ReadsTensorsInOrderOfTheirData) {
   // The header may list tensors in any order, hold metadata, types of no interest, and end in spaces.
-  const Bytes file = safetensors(R"({"__metadata__":{"format":"pt"},)" + tensor("b", "BF16", "[2]", "[8,12]") + "," +
-                                     tensor("a", "F32", "[1,2]", "[0,8]") + "," + tensor("empty", "F64", "[0,7]", "[8,8]") +
-                                     "," + tensor("scalar", "I64", "[]", "[12,20]") + "," +
-                                     tensor("new", "F4_E2M1", "[3]", "[20,22]") + "}   ",
-                                 Bytes(22));
+  const Bytes file = file_of({R"("__metadata__":{"format":"pt"})", tensor("b", "BF16", "[2]", "[8,12]"),
+                              tensor("a", "F32", "[1,2]", "[0,8]"), tensor("empty", "F64", "[0,7]", "[8,8]"),
+                              tensor("scalar", "I64", "[]", "[12,20]"), tensor("new", "F4_E2M1", "[3]", "[20,22]")},
+                             22);
   const auto entries = parse_safetensors(file);
   ASSERT_EQ(entries.size(), 5U);
   EXPECT_EQ(entries[0].name, "a");
@@ -52,7 +62,7 @@ TEST(Safetensors, ReadsTensorsInOrderOfTheirData) {
 TEST(Safetensors, NothingInside) { EXPECT_TRUE(parse_safetensors(safetensors("{}")).empty()); }
 
 TEST(Safetensors, EveryTruncationIsAnError) {
-  const Bytes file = safetensors("{" + tensor("a", "F32", "[2]", "[0,8]") + "}", Bytes(8));
+  const Bytes file = file_of({tensor("a", "F32", "[2]", "[0,8]")}, 8);
   for (std::size_t size = 0; size < file.size(); ++size) {
     const Bytes cut(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size));
     EXPECT_NE(error_of(cut), "no error") << size;
@@ -62,7 +72,8 @@ TEST(Safetensors, EveryTruncationIsAnError) {
 }
 
 TEST(Safetensors, HeaderLengthsOutOfRangeAreErrors) {
-  for (const std::uint64_t length : {std::uint64_t{3}, std::uint64_t{100'000'001}, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
+  for (const std::uint64_t length :
+       {std::uint64_t{3}, std::uint64_t{100'000'001}, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
     EXPECT_NE(error_of(join(little_endian(length, 8), to_bytes("{}"))), "no error") << length;
   }
 }
@@ -83,27 +94,27 @@ TEST(Safetensors, MalformedHeadersAreErrors) {
       R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":1}})",
       R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
       tensor("a", "F32", "[1]", "[0,4]"),
-      "{" + tensor("a", "F32", "[1]", "[0]") + "}",
-      "{" + tensor("a", "F32", "[1]", "[0,4,4]") + "}",
-      "{" + tensor("a", "F32", "[1]", "4") + "}",
-      "{" + tensor("a", "F32", "1", "[0,4]") + "}",
-      "{" + tensor("a", "F32", "[[1]]", "[0,4]") + "}",
-      "{" + tensor("a", "F32", "[-1]", "[0,4]") + "}",
-      "{" + tensor("a", "F32", "[1.0]", "[0,4]") + "}",
-      "{" + tensor("a", "F32", "[\"1\"]", "[0,4]") + "}",
       R"({"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}})",
-      "{" + tensor("a", "F32", "[1]", "[0,4]") + "," + tensor("a", "F32", "[0]", "[4,4]") + "}",
-      R"({"__metadata__":{"a":1},)" + tensor("a", "F32", "[1]", "[0,4]") + "}",
-      R"({"__metadata__":"a",)" + tensor("a", "F32", "[1]", "[0,4]") + "}",
-      "{" + tensor("\xff", "F32", "[1]", "[0,4]") + "}",
-      "{\"a\":" + std::string(100000, '['),
+      std::string(R"({"a":)").append(100000, '['),
   };
   for (const std::string& header : headers) EXPECT_NE(error_of(safetensors(header, Bytes(4))), "no error") << header;
+
+  const std::string good = tensor("a", "F32", "[1]", "[0,4]");
+  const std::vector<std::string> entries[] = {
+      {tensor("a", "F32", "[1]", "[0]")},      {tensor("a", "F32", "[1]", "[0,4,4]")},
+      {tensor("a", "F32", "[1]", "4")},        {tensor("a", "F32", "1", "[0,4]")},
+      {tensor("a", "F32", "[[1]]", "[0,4]")},  {tensor("a", "F32", "[-1]", "[0,4]")},
+      {tensor("a", "F32", "[1.0]", "[0,4]")},  {tensor("a", "F32", R"(["1"])", "[0,4]")},
+      {tensor("\xff", "F32", "[1]", "[0,4]")}, {good, tensor("a", "F32", "[0]", "[4,4]")},
+      {good, R"("__metadata__":{"a":1})"},     {good, R"("__metadata__":"a")"},
+  };
+  for (const auto& list : entries) EXPECT_NE(error_of(file_of(list, 4)), "no error") << list.back();
+  EXPECT_EQ(error_of(file_of({good}, 4)), "no error");
 }
 
 TEST(Safetensors, OffsetsMustCoverTheDataOnce) {
   const auto two = [](const std::string& first, const std::string& second) {
-    return error_of(safetensors("{" + tensor("a", "F32", "[1]", first) + "," + tensor("b", "F32", "[1]", second) + "}", Bytes(8)));
+    return error_of(file_of({tensor("a", "F32", "[1]", first), tensor("b", "F32", "[1]", second)}, 8));
   };
   EXPECT_EQ(two("[0,4]", "[4,8]"), "no error");
   EXPECT_EQ(two("[4,8]", "[0,4]"), "no error");
@@ -117,7 +128,7 @@ TEST(Safetensors, OffsetsMustCoverTheDataOnce) {
 
 TEST(Safetensors, SizesMustAgreeWithShapes) {
   const auto one = [](const std::string& dtype, const std::string& shape) {
-    return error_of(safetensors("{" + tensor("a", dtype, shape, "[0,4]") + "}", Bytes(4)));
+    return error_of(file_of({tensor("a", dtype, shape, "[0,4]")}, 4));
   };
   EXPECT_EQ(one("F32", "[1]"), "no error");
   EXPECT_EQ(one("BF16", "[2]"), "no error");
@@ -132,7 +143,8 @@ TEST(Safetensors, SizesMustAgreeWithShapes) {
 
 TEST(Safetensors, HeaderIsAlignedAndReadBack) {
   const Bytes halves(6), doubles(16);
-  std::vector<TensorToWrite> tensors = {{"out \"put\"", DType::bfloat16, {3}, halves}, {"lse", DType::float64, {2, 1}, doubles}};
+  std::vector<TensorToWrite> tensors = {{"out \"put\"", DType::bfloat16, {3}, halves},
+                                        {"lse", DType::float64, {2, 1}, doubles}};
   Bytes file = safetensors_header(tensors);
   EXPECT_EQ(file.size() % 8, 0U);
   for (const TensorToWrite& written : tensors) file.insert(file.end(), written.data.begin(), written.data.end());

@@ -27,7 +27,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (!entry.dtype) continue;
     const auto count = vicus::cli::checked_count(entry.shape);
     require(count && *count * vicus::dtype_size(*entry.dtype) == entry.data.size(), "the shape covers the data");
-    if (vicus::cli::valid_tensor_name(entry.name)) tensors.push_back({entry.name, *entry.dtype, entry.shape, entry.data});
+    if (vicus::cli::valid_tensor_name(entry.name))
+      tensors.push_back({entry.name, *entry.dtype, entry.shape, entry.data});
   }
   require(total < bytes.size(), "no byte has two owners");
 
