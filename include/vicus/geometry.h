@@ -146,6 +146,9 @@ struct Box {
   VICUS_GEOM Count volume() const {
     return empty() ? 0 : static_cast<Count>(axis[0].size()) * axis[1].size() * axis[2].size();
   }
+  VICUS_GEOM bool contains(const Box& b) const {
+    return axis[0].contains(b.axis[0]) && axis[1].contains(b.axis[1]) && axis[2].contains(b.axis[2]);
+  }
   friend VICUS_GEOM bool operator==(const Box& a, const Box& b) {
     return a.axis[0] == b.axis[0] && a.axis[1] == b.axis[1] && a.axis[2] == b.axis[2];
   }
@@ -157,6 +160,10 @@ struct Grid {
 
 VICUS_GEOM Box hull(const Grid& g, const Box& q) {
   return {{hull(g.axis[0], q.axis[0]), hull(g.axis[1], q.axis[1]), hull(g.axis[2], q.axis[2])}};
+}
+
+VICUS_GEOM Box core(const Grid& g, const Box& q) {
+  return {{core(g.axis[0], q.axis[0]), core(g.axis[1], q.axis[1]), core(g.axis[2], q.axis[2])}};
 }
 
 VICUS_GEOM Box queries_of(const Grid& g, const Box& k) {

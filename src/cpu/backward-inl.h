@@ -117,13 +117,13 @@ class BackwardTask {
     const std::size_t slots = static_cast<std::size_t>(head_tiles_) * static_cast<std::size_t>(tiles.volume());
     std::fill_n(at(c_.layout.grad_query), slots * c_.layout.grad_query_step / sizeof(T), T{0});
 
+    sum_queries_ = true;
     const Box hull = geometry::hull(cell_.grid, queries);
     if (!hull.empty()) {
       for_each_box(blocks_over(hull), {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         const Box block = block_box(one);
         const Box seen_by = geometry::queries_of(cell_.grid, block);
-        own_keys_ = contains(queries, seen_by);
-        sum_queries_ = true;
+        own_keys_ = queries.contains(seen_by);
         if (start_block(block)) visit_tiles(tiles, tiles_over(seen_by));
         end_block(block);
       });
@@ -212,11 +212,6 @@ class BackwardTask {
     return any;
   }
 
-  static bool contains(const Box& outer, const Box& inner) {
-    return outer.axis[0].contains(inner.axis[0]) && outer.axis[1].contains(inner.axis[1]) &&
-           outer.axis[2].contains(inner.axis[2]);
-  }
-
   // Boxes of tile (or block) indices over a box of positions, and back.
   static Box indices_over(const Box& box, const Position& extent) {
     Box out;
@@ -291,7 +286,7 @@ class BackwardTask {
   }
 
   static void zero(const Panel<T>& panel, const Box& block) {
-    for (int b = 0; b < panel.block_count(); ++b) {
+    for (int b = 0; b < panel.block_count; ++b) {
       std::fill_n(panel.at(b, 0), static_cast<std::size_t>(block.volume()) * kBlock, T{0});
     }
   }
@@ -333,8 +328,7 @@ class BackwardTask {
     const bool biased = !additional_ && (p_.rpb || p_.attn_bias);
     v.run_count = make_runs(block_, v.sub, runs_);
     v.runs = runs_;
-    v.masked = !finite || (!additional_ && (p_.attn_bias ||
-               geometry::classify(cell_.grid, tile.box, v.sub) != geometry::TileClass::full));
+    v.masked = !finite || (!additional_ && (p_.attn_bias || !geometry::core(cell_.grid, tile.box).contains(v.sub)));
     if (v.masked || biased) {
       if (additional_) {
         std::fill_n(masks_, static_cast<std::size_t>(v.sub.volume()), lanes.active);
@@ -411,7 +405,7 @@ class BackwardTask {
       const auto lse = static_cast<T>(load_element(c_.grads.logsumexp.data(), c_.grads.logsumexp.dtype(), lse_map.row(q, head)));
       if (lse != -kInfinity<T>) lse_[lane] = lse * kLog2E<T>;
       auto sum = hn::Zero(d);
-      for (int b = 0; b < grad_out_rows_.block_count(); ++b) {
+      for (int b = 0; b < grad_out_rows_.block_count; ++b) {
         const int width = grad_out_rows_.block_width(b);
         load_output(out_map.row(q, head) + b * kBlock, width);
         for (int f = 0; f < width; f += static_cast<int>(kLanes<T>)) {

@@ -168,14 +168,16 @@ void careful_rows_add(const Panel<T>& panel, const Run* runs, int run_count, con
 template <class T, int kRows>
 HWY_INLINE void rows_dot_lanes(const Panel<T>& panel, const Run* runs, int run_count, const T* lanes, T* scores) {
   for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
-    for (int b = 0; b < panel.block_count(); ++b) {
+    for (int b = 0; b < panel.block_count; ++b) {
+      const Run features = {0, panel.block_width(b)};
       product<T, Walk<kBlock, true>>({.a = panel.at(b, start),
                                       .a_step = 1,
                                       .b = lanes + static_cast<std::size_t>(b) * kBlock * kRows,
                                       .b_step = kRows,
                                       .c = scores + static_cast<std::size_t>(done) * kRows,
                                       .c_step = kRows,
-                                      .steps = panel.block_width(b),
+                                      .runs = &features,
+                                      .run_count = 1,
                                       .init = b == 0 ? Init::zero : Init::keep,
                                       .factor = nullptr},
                                      n, kRows / static_cast<int>(kLanes<T>));
@@ -187,21 +189,19 @@ HWY_INLINE void rows_dot_lanes(const Panel<T>& panel, const Run* runs, int run_c
 template <class T, int kRows>
 HWY_INLINE void lanes_add_rows(const Panel<T>& panel, const Run* runs, int run_count, const T* weight, Init init,
                                const T* factor, T* lanes) {
-  for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
-    const Init how = done == 0 ? init : Init::keep;
-    for (int b = 0; b < panel.block_count(); ++b) {
-      product<T, Walk<1, false>>({.a = panel.at(b, start),
-                                  .a_step = static_cast<std::size_t>(panel.block),
-                                  .b = weight + static_cast<std::size_t>(done) * kRows,
-                                  .b_step = kRows,
-                                  .c = lanes + static_cast<std::size_t>(b * panel.block) * kRows,
-                                  .c_step = kRows,
-                                  .steps = n,
-                                  .init = how,
-                                  .factor = how == Init::scale ? factor : nullptr},
-                                 panel.block_width(b), kRows / static_cast<int>(kLanes<T>));
-    }
-  });
+  for (int b = 0; b < panel.block_count; ++b) {
+    product<T, Walk<1, false>>({.a = panel.at(b, 0),
+                                .a_step = static_cast<std::size_t>(panel.block),
+                                .b = weight,
+                                .b_step = kRows,
+                                .c = lanes + static_cast<std::size_t>(b * panel.block) * kRows,
+                                .c_step = kRows,
+                                .runs = runs,
+                                .run_count = run_count,
+                                .init = init,
+                                .factor = init == Init::scale ? factor : nullptr},
+                               panel.block_width(b), kRows / static_cast<int>(kLanes<T>));
+  }
 }
 
 // sums[key][f] += sum over lanes of weight[key][lane] * panel[lane][f]; features up to whole vectors
@@ -209,15 +209,17 @@ template <class T, int kRows>
 HWY_INLINE void rows_add_lanes(const Panel<T>& panel, const Run* runs, int run_count, const T* weight,
                                const Panel<T>& sums) {
   constexpr int N = static_cast<int>(kLanes<T>);
+  const Run lanes = {0, kRows};
   for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
-    for (int b = 0; b < panel.block_count(); ++b) {
+    for (int b = 0; b < panel.block_count; ++b) {
       product<T, Walk<kRows, true>>({.a = weight + static_cast<std::size_t>(done) * kRows,
                                      .a_step = 1,
                                      .b = panel.at(b, 0),
                                      .b_step = static_cast<std::size_t>(panel.block),
                                      .c = sums.at(b, start),
                                      .c_step = static_cast<std::size_t>(sums.block),
-                                     .steps = kRows,
+                                     .runs = &lanes,
+                                     .run_count = 1,
                                      .init = Init::keep,
                                      .factor = nullptr},
                                     n, (panel.block_width(b) + N - 1) / N);

@@ -11,7 +11,7 @@
 #define VICUS_CPU_FORWARD_INL_H_
 #endif
 
-#include <cmath>
+#include <hwy/contrib/math/math-inl.h>
 
 #include "cpu/chunk-inl.h"
 #include "cpu/forward.h"
@@ -23,6 +23,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 struct TileState {
   Tile tile;
+  Box hull, core;     // keys that some, and that all, of its queries see
   bool fresh = true;  // nothing summed yet
   T *query, *out, *top, *sum;
 };
@@ -91,10 +92,12 @@ class ForwardTask {
     const Cell cell = select(task);
     if (tiles_ == 0) return;
     Box hull = {};
+    const RowMap query_map = row_map(c_.in.query, p_, cell, cell.first_query);
+    fetch_tile(c_.in.query, query_map, states_[0].tile, p_.head_dim);
     for (int t = 0; t < tiles_; ++t) {
-      begin_tile(cell, states_[t]);
-      const Box own = geometry::hull(cell.grid, states_[t].tile.box);
-      hull = t == 0 ? own : join(hull, own);
+      if (t + 1 < tiles_) fetch_tile(c_.in.query, query_map, states_[t + 1].tile, p_.head_dim);
+      begin_tile(cell, query_map, states_[t]);
+      hull = t == 0 ? states_[t].hull : join(hull, states_[t].hull);
     }
     const RowMap key_map = row_map(c_.in.key, p_, cell, cell.first_key);
     const RowMap value_map = row_map(c_.in.value, p_, cell, cell.first_key);
@@ -119,10 +122,10 @@ class ForwardTask {
   // Cell and tiles of a task.
   Cell select(std::int64_t task) {
     const std::int64_t per_head = c_.plan.forward.tasks / (c_.domain.size() * p_.heads_kv);
-    const Cell cell = c_.domain.cell(task / per_head / p_.heads_kv);
-    kv_head_ = task / per_head % p_.heads_kv;
+    const Cell cell = c_.domain.cell(task / p_.heads_kv / per_head);
+    kv_head_ = task % p_.heads_kv;
     // From the last block to the first: with a causal mask the longest work starts first.
-    std::int64_t block = per_head - 1 - task % per_head;
+    std::int64_t block = per_head - 1 - task / p_.heads_kv % per_head;
     tiles_ = 0;
     Position tile_count{}, block_count{}, at{};
     for (std::size_t a = 0; a < 3; ++a) {
@@ -161,7 +164,7 @@ class ForwardTask {
     return geometry::tile_span(at[n], plan_.stack[n], tile_count[n]);
   }
 
-  void begin_tile(const Cell& cell, TileState<T>& s) {
+  void begin_tile(const Cell& cell, const RowMap& query_map, TileState<T>& s) {
     const auto t = static_cast<std::size_t>(&s - states_);
     const ForwardLayout& l = c_.layout;
     s.query = ForwardScratch<T>::at(base_, l.query + t * l.query_step);
@@ -169,6 +172,8 @@ class ForwardTask {
     s.top = ForwardScratch<T>::at(base_, l.top + t * l.row_step);
     s.sum = ForwardScratch<T>::at(base_, l.sum + t * l.row_step);
     s.fresh = true;
+    s.hull = geometry::hull(cell.grid, s.tile.box);
+    s.core = geometry::core(cell.grid, s.tile.box);
     for (int r = 0; r < kRows; ++r) {
       s.top[r] = -kInfinity<T>;
       s.sum[r] = 0;
@@ -176,15 +181,15 @@ class ForwardTask {
     const LaneMasks lanes(s.tile);
     // The score buffer is free now and holds a piece of rows.
     const Panel<T> piece = {s_.scores, static_cast<int>(p_.head_dim), kBlock, 0};
-    load_tile(c_.in.query, row_map(c_.in.query, p_, cell, cell.first_query), s.tile, lanes.active, kRows, piece,
+    load_tile(c_.in.query, query_map, s.tile, lanes.active, kRows, piece,
               static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query, s_.transpose);
   }
 
   void visit(const Cell& cell, TileState<T>& s, const Box& packed, bool finite) {
     Visit v;
-    v.sub = geometry::intersect(geometry::hull(cell.grid, s.tile.box), packed);
+    v.sub = geometry::intersect(s.hull, packed);
     if (v.sub.empty()) return;
-    v.masked = geometry::classify(cell.grid, s.tile.box, v.sub) != geometry::TileClass::full;
+    v.masked = !s.core.contains(v.sub);
     v.run_count = make_runs(packed, v.sub, s_.runs);
     v.runs = s_.runs;
     const bool need_masks = v.masked || !finite || p_.rpb || p_.attn_bias;
@@ -249,11 +254,16 @@ class ForwardTask {
     store_tile(s.out, s_.factor, values_.width, kRows, c_.output, row_map(c_.output, p_, cell, cell.first_query), s.tile,
                s_.scores, s_.transpose);
     if (!c_.logsumexp) return;
+    const hn::ScalableTag<T> d;
+    for (std::size_t r = 0; r < kRows; r += kLanes<T>) {
+      const auto sum = hn::LoadU(d, s.sum + r);
+      const auto lse = hn::MulAdd(hn::LoadU(d, s.top + r), hn::Set(d, std::numbers::ln2_v<T>), hn::Log(d, sum));
+      const auto none = hn::Set(d, -kInfinity<T>);
+      hn::StoreU(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), none, lse), d, s.top + r);
+    }
     const RowMap map = row_map(c_.logsumexp, p_, cell, cell.first_query);
     s.tile.for_each_lane([&](int lane, int head, const Position& q) {
-      const T sum = s.sum[lane];
-      const T lse = sum == 0 ? -kInfinity<T> : (s.top[lane] + std::log2(sum)) * std::numbers::ln2_v<T>;
-      store_element(c_.logsumexp.data(), c_.logsumexp.dtype(), map.row(q, head), static_cast<double>(lse));
+      store_element(c_.logsumexp.data(), c_.logsumexp.dtype(), map.row(q, head), static_cast<double>(s.top[lane]));
     });
   }
 

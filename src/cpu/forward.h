@@ -8,8 +8,9 @@
 
 namespace vicus::cpu {
 
-/// Tasks are numbered cell by cell, in a cell key/value head by head, then block by block; a block is a stack of query
-/// tiles that share packed keys. Cells have as many blocks as the largest of them: a task may find nothing to do.
+/// Tasks are numbered cell by cell, in a cell block by block, then key/value head by head: the heads of a token are
+/// neighbours in memory, so that a block's pages and cache lines serve all heads before they are left. A block is a stack
+/// of query tiles that share packed keys. Cells have as many blocks as the largest of them: a task may find nothing to do.
 struct ForwardContext {
   ForwardContext(const Plan& the_plan, const AttentionInputs& inputs, const TensorView& out, const TensorView& lse)
       : plan(the_plan), problem(the_plan.problem), in(inputs), output(out), logsumexp(lse), domain(problem),

@@ -23,7 +23,7 @@
 #include <cstddef>
 #include <utility>
 
-#include "cpu/layout.h"
+#include "cpu/tiles.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace vicus::cpu::HWY_NAMESPACE {
@@ -42,6 +42,7 @@ struct Walk {
   static constexpr bool unit_step = kUnitStep;
 };
 
+// The steps of A are those of `runs`: rows start, start + 1, ... of each, `a_step` elements apart. B has one row per step.
 template <class T>
 struct Product {
   const T* a;
@@ -50,7 +51,8 @@ struct Product {
   std::size_t b_step;
   T* c;
   std::size_t c_step;
-  int steps;
+  const Run* runs;
+  int run_count;
   Init init;
   const T* factor;  // Init::scale, one per column of C
 };
@@ -76,20 +78,22 @@ HWY_NOINLINE void micro(const Product<T>& p) {
       }
     }
   }
-  const T* HWY_RESTRICT a = p.a;
   const T* HWY_RESTRICT b = p.b;
   const std::size_t a_step = W::unit_step ? 1 : p.a_step;
   const std::size_t b_step = p.b_step;
+  for (const Run* run = p.runs; run != p.runs + p.run_count; ++run) {
+    const T* HWY_RESTRICT a = p.a + static_cast<std::size_t>(run->start) * a_step;
 #pragma GCC unroll 4
-  for (int i = p.steps; i > 0; --i) {
-    V bv[MV];
-    for (int m = 0; m < MV; ++m) bv[m] = hn::LoadU(d, b + m * N);
-    for (int r = 0; r < NK; ++r) {
-      const V av = hn::Set(d, a[r * W::row_step]);
-      for (int m = 0; m < MV; ++m) acc[r][m] = hn::MulAdd(av, bv[m], acc[r][m]);
+    for (int i = run->len; i > 0; --i) {
+      V bv[MV];
+      for (int m = 0; m < MV; ++m) bv[m] = hn::LoadU(d, b + m * N);
+      for (int r = 0; r < NK; ++r) {
+        const V av = hn::Set(d, a[r * W::row_step]);
+        for (int m = 0; m < MV; ++m) acc[r][m] = hn::MulAdd(av, bv[m], acc[r][m]);
+      }
+      a += a_step;
+      b += b_step;
     }
-    a += a_step;
-    b += b_step;
   }
   for (int r = 0; r < NK; ++r) {
     for (int m = 0; m < MV; ++m) hn::StoreU(acc[r][m], d, p.c + r * p.c_step + m * N);

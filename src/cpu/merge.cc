@@ -18,6 +18,13 @@
 namespace vicus {
 namespace {
 
+std::string part_name(std::string list, std::size_t part) {
+  list += '[';
+  list += std::to_string(part);
+  list += ']';
+  return list;
+}
+
 // The parts of one merge: row r of every tensor is (batch, tokens, head) r of the shape without features.
 class Parts {
  public:
@@ -35,9 +42,8 @@ class Parts {
     shape_.assign(outputs[0].shape().begin(), outputs[0].shape().end());
     row_shape_.assign(shape_.begin(), shape_.end() - 1);
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      const std::string index = "[" + std::to_string(i) + "]";
-      require_input("outputs" + index, outputs[i], shape_, dtype());
-      require_logsumexp("logsumexps" + index, logsumexps[i], row_shape_, dtype(), false);
+      require_input(part_name("outputs", i), outputs[i], shape_, dtype());
+      require_logsumexp(part_name("logsumexps", i), logsumexps[i], row_shape_, dtype(), false);
     }
     for (const std::int64_t extent : row_shape_) rows_ *= extent;
   }
@@ -138,12 +144,11 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
   check_count("grad_outputs", grad_outputs.size());
   check_count("grad_logsumexps", grad_logsumexps.size());
   for (std::size_t i = 0; i < parts.count(); ++i) {
-    const std::string index = "[" + std::to_string(i) + "]";
     if (!grad_outputs.empty() && grad_outputs[i]) {
-      require_output("grad_outputs" + index, grad_outputs[i], parts.shape(), parts.dtype());
+      require_output(part_name("grad_outputs", i), grad_outputs[i], parts.shape(), parts.dtype());
     }
     if (!grad_logsumexps.empty() && grad_logsumexps[i]) {
-      require_logsumexp("grad_logsumexps" + index, grad_logsumexps[i], parts.row_shape(), parts.dtype(), true);
+      require_logsumexp(part_name("grad_logsumexps", i), grad_logsumexps[i], parts.row_shape(), parts.dtype(), true);
     }
   }
   const std::int64_t width = parts.width();

@@ -99,6 +99,12 @@ geometry::Grid largest(const std::vector<Family>& list) {
   return grid;
 }
 
+/// Keys that `extent` queries in the middle of an axis see.
+double middle_hull(const geometry::Axis& axis, int extent) {
+  const int begin = std::max((axis.queries - extent) / 2, 0);
+  return std::max(geometry::hull(axis, {begin, geometry::lo(begin + extent, axis.queries)}).size(), 1);
+}
+
 struct Scored {
   QueryTile tile;
   double pairs = 0;  ///< padded, all heads
@@ -123,13 +129,10 @@ Scored score(const Problem& p, AxisSums& sums, const QueryTile& tile, const geom
   for (int a = 0; a < geometry::kRank; ++a) {
     const geometry::Axis& axis = grid.axis[a];
     const int e = tile.extent[static_cast<std::size_t>(a)];
-    const int mid = std::max((axis.queries - e) / 2, 0);
-    hull *= geometry::hull(axis, {mid, geometry::lo(mid + e, axis.queries)}).size();
+    hull *= middle_hull(axis, e);
     const bool here = !stack_placed && axis.queries > e;
     stack_placed = stack_placed || here;
-    const int wide = here ? 4 * e : e;
-    const int start = std::max((axis.queries - wide) / 2, 0);
-    stacked *= geometry::hull(axis, {start, geometry::lo(start + wide, axis.queries)}).size();
+    stacked *= middle_hull(axis, here ? 4 * e : e);
   }
   const double packed = stack_placed ? std::min(stacked / 4, hull) : hull;
   s.cost = s.pairs * cost.pair + tiles * (cost.tile + packed * cost.key);
@@ -190,27 +193,37 @@ void plan_forward(Plan& plan, const Scored& best, const geometry::Grid& grid, st
   f.chunk_keys = std::max(kChunkBytes / (f.tile.rows * static_cast<int>(element)), 64);
   f.pack_keys = packed_keys((static_cast<std::size_t>(blocks(p.head_dim)) * kBlock +
                              round_up(static_cast<std::size_t>(p.head_dim_v), kPad)) * element, kPackBytes, f.chunk_keys);
-  // Stacks share packed keys. They grow while there are tasks enough for the threads to share: first over the heads of a
-  // group, whose keys are the same, then along an axis: the last of one, otherwise the outermost that has several tiles.
+  // Stacks share packed keys: first the heads of a group, whose keys are the same, then neighbours on the axis where that
+  // adds fewest keys. They grow while there are tasks enough for the threads to share.
   const int head_tiles = geometry::ceil_div(group, f.tile.heads);
   Position tiles{};
   for (std::size_t a = 0; a < 3; ++a) tiles[a] = geometry::ceil_div(grid.axis[a].queries, f.tile.extent[a]);
-  std::size_t along = 0;
-  while (along < 2 && tiles[along] <= 1) ++along;
   const auto tasks = [&] {
     std::int64_t n = cells * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
     for (std::size_t a = 0; a < 3; ++a) n *= geometry::ceil_div(tiles[a], f.stack[a]);
     return n;
   };
   const std::int64_t enough = plan.threads > 1 ? std::int64_t{8} * plan.threads : 1;
-  int stacked = 1;
-  const int most = f.tile.rows == 64 ? 4 : 8;
-  for (int* dimension : {&f.stack_heads, &f.stack[along]}) {
-    const int length = dimension == &f.stack_heads ? head_tiles : tiles[along];
-    while (2 * stacked <= most && *dimension < length && tasks() / 2 >= enough) {
-      *dimension *= 2;
-      stacked *= 2;
+  const int most = std::min(kMaxStack, 256 / f.tile.rows);
+  for (int stacked = 1; 2 * stacked <= most && tasks() / 2 >= enough; stacked *= 2) {
+    if (f.stack_heads < head_tiles) {
+      f.stack_heads *= 2;
+      continue;
     }
+    int grow = -1;
+    double least = 0;
+    for (int a = 0; a < geometry::kRank; ++a) {
+      const auto n = static_cast<std::size_t>(a);
+      if (f.stack[n] >= tiles[n]) continue;
+      const double now = middle_hull(grid.axis[a], f.stack[n] * f.tile.extent[n]);
+      const double growth = middle_hull(grid.axis[a], 2 * f.stack[n] * f.tile.extent[n]) / now;
+      if (grow < 0 || growth < least) {
+        grow = a;
+        least = growth;
+      }
+    }
+    if (grow < 0) break;
+    f.stack[static_cast<std::size_t>(grow)] *= 2;
   }
   f.tasks = tasks();
   f.scratch_bytes = ForwardLayout(p, f).bytes;
@@ -222,9 +235,7 @@ Position block_extent(const geometry::Grid& grid, const QueryTile& tile, int mos
   Position e{1, 1, 1};
   std::array<double, 3> hull{};
   for (std::size_t a = 0; a < 3; ++a) {
-    const geometry::Axis& axis = grid.axis[a];
-    const int mid = std::max((axis.queries - tile.extent[a]) / 2, 0);
-    hull[a] = std::max(geometry::hull(axis, {mid, geometry::lo(mid + tile.extent[a], axis.queries)}).size(), 1);
+    hull[a] = middle_hull(grid.axis[a], tile.extent[a]);
   }
   for (;;) {
     int grow = -1;
