@@ -36,14 +36,14 @@ class Driver:
         if done.returncode != 0:
             raise SystemExit(f"bench: {done.stderr.strip() or f'vicus_bench ended with {done.returncode}'}")
         answer = json.loads(done.stdout)
-        self.about = {"version": answer["version"], "cpu_targets": answer["cpu_targets"]}
+        self.about = {name: answer[name] for name in ("version", "cpu_targets", "peak_target")}
         return answer
 
-    def peak(self, threads: int) -> dict[str, Any]:
+    def peak(self, threads: int) -> list[dict[str, Any]]:
         return self.ask("--peak-only", "--threads", str(threads))["peak"]
 
     def rows(self, name: str, threads: int, timing: dict[str, Any], check: bool) -> list[dict[str, Any]]:
-        options = ["--exactly", name, "--threads", str(threads), "--no-peak", "--repeats", str(timing["repeats"])]
+        options = ["--exactly", name, "--threads", str(threads), "--repeats", str(timing["repeats"])]
         options += ["--least-seconds", str(timing["least_seconds"]), "--most-seconds", str(timing["most_seconds"])]
         options += ["--check-samples", "8" if check else "0", "--problems", str(self.problems)]
         return self.ask(*options)["rows"]
@@ -92,6 +92,7 @@ def measure_vicus(
         key = (name, new["pass"], threads)
         row = rows.setdefault(key, {**new, "peers": {}})
         add_round(row, new["seconds"]["samples"])
+        row["peak_gflops"] = max(row["peak_gflops"], new["peak_gflops"])
         row.setdefault("cpu_rounds", []).append(new["cpu_seconds"])
 
 
@@ -113,16 +114,18 @@ def measure_peers(peers: Peers, rows: dict[tuple[str, str, int], Any], problem: 
             add_round(known, answer["seconds"])
 
 
-def finish(rows: dict[tuple[str, str, int], Any], peaks: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
-    """Medians over all rounds; shares of the best peak the run has seen."""
+def finish(rows: dict[tuple[str, str, int], Any]) -> list[dict[str, Any]]:
+    """Medians over all rounds; shares of the best peak seen in the rounds of the problem.
+
+    Not of the whole run: the clock of a rented core drifts by a tenth within minutes, and a peak belongs to its time.
+    """
     for row in rows.values():
         samples, row["cpu_seconds"] = row.pop("all"), median(row.pop("cpu_rounds"))
         row["seconds"] = spread(samples)
         row["cpu_share"] = row["cpu_seconds"] / (sum(samples) / len(samples)) / row["threads"]
         row["gflops"] = row["flops"] / row["seconds"]["median"] * 1e-9
-        kind = "float64_gflops" if row["dtype"] == "float64" else "float32_gflops"
-        row["peak_share"] = row["gflops"] / peaks[row["threads"]][kind]
-        row["floor_seconds"] = row["flops"] / peaks[row["threads"]][kind] * 1e-9
+        row["peak_share"] = row["gflops"] / row["peak_gflops"]
+        row["floor_seconds"] = row["flops"] / row["peak_gflops"] * 1e-9
         measured = {}
         for peer, known in row["peers"].items():
             if "all" in known:
@@ -132,14 +135,6 @@ def finish(rows: dict[tuple[str, str, int], Any], peaks: dict[int, dict[str, flo
             row["best_peer"] = measured[min(measured)]
             row["peer_ratio"] = min(measured) / row["seconds"]["median"]
     return list(rows.values())
-
-
-def merge_peaks(peaks: dict[int, dict[str, float]], measured: dict[str, Any]) -> None:
-    """The best of several measurements: whatever else runs can only slow one down."""
-    for entry in measured["threads"]:
-        best = peaks.setdefault(entry["threads"], {})
-        for kind in ("float32_gflops", "float64_gflops"):
-            best[kind] = max(best.get(kind, 0.0), entry[kind])
 
 
 def processor() -> dict[str, str]:
@@ -198,12 +193,11 @@ def main() -> None:
         "longest_mask": 2**14 if quick else 2**15,
     }
     vicus_timing = {k: v for k, v in timing.items() if k != "longest_mask"}
-    started, load_before = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
+    started, load_before, measured_commit = datetime.datetime.now(datetime.UTC), os.getloadavg()[0], commit()
     if load_before > 0.5:
         print(f"bench: the machine is busy (load {load_before:.1f}); times will be too long", file=sys.stderr)
     driver = Driver(arguments.driver, arguments.problems)
-    peaks: dict[int, dict[str, float]] = {}
-    merge_peaks(peaks, driver.peak(threads))
+    peaks = driver.peak(threads)
     peers = None if arguments.no_peers else Peers(timing)
     rows: dict[tuple[str, str, int], Any] = {}
     try:
@@ -215,21 +209,20 @@ def main() -> None:
                     measure_vicus(driver, rows, problem["name"], count, vicus_timing, check=number == 0)
                 if peers:
                     measure_peers(peers, rows, problem, threads)
-        merge_peaks(peaks, driver.peak(threads))
     finally:
         if peers:
             peers.close()
     cpu = processor()
-    finished = finish(rows, peaks)
+    finished = finish(rows)
     report = {
-        "commit": commit(),
+        "commit": measured_commit,
         "date": started.isoformat(timespec="seconds"),
         "cpu": {**cpu, "cores": len(os.sched_getaffinity(0))},
         "load_before": load_before,
         "threads": threads,
         "rounds": rounds,
         "versions": {"vicus": driver.about, **versions},
-        "peak": [{"threads": count, **peak} for count, peak in sorted(peaks.items())],
+        "peak": peaks,
         "rows": finished,
         "targets": judge(problems, finished, threads),
     }

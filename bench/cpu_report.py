@@ -91,8 +91,7 @@ def print_report(report: Row) -> None:
     name = f"{cpu['name']} (family {cpu['family']} model {cpu['model']})"
     print(f"\n{name}, {cpu['cores']} cores, commit {report['commit']}")
     for peak in report["peak"]:
-        rates = f"float32 {peak['float32_gflops']:.1f}, float64 {peak['float64_gflops']:.1f} GFLOP/s"
-        print(f"FMA peak, {peak['threads']} threads: {rates}")
+        print(f"FMA peak at the start, {peak['threads']} threads, {peak['type']}: {peak['gflops']:.1f} GFLOP/s")
     reasons = {
         (peer, known["unsupported"])
         for row in report["rows"]

@@ -83,23 +83,23 @@ double rate(Loop loop, std::int64_t rounds, int threads) {
   return operations / (end - begin);
 }
 
-double peak_gflops(Loop loop, int threads, int tries, double seconds) {
+}  // namespace
+
+double measure_fma_peak(FmaType type, int threads, int tries, double seconds) {
+  const Loop float32 = [](std::int64_t rounds) { return HWY_DYNAMIC_DISPATCH(run_float32)(rounds); };
+  const Loop float64 = [](std::int64_t rounds) { return HWY_DYNAMIC_DISPATCH(run_float64)(rounds); };
+  const Loop loop = type == FmaType::float32 ? float32 : float64;
+  double one = std::numeric_limits<double>::max();  // seconds of a few rounds, undisturbed
   std::int64_t rounds = 1 << 16;
-  const double start = seconds_now();
-  loop(rounds);
-  rounds = std::max<std::int64_t>(
-      1, static_cast<std::int64_t>(static_cast<double>(rounds) * seconds / std::max(seconds_now() - start, 1e-6)));
+  for (int i = 0; i < 5; ++i) {
+    const double start = seconds_now();
+    loop(rounds);
+    one = std::min(one, seconds_now() - start);
+  }
+  rounds = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(rounds) * seconds / one));
   double best = 0;
   for (int i = 0; i < tries; ++i) best = std::max(best, rate(loop, rounds, threads));
   return best * 1e-9;
-}
-
-}  // namespace
-
-FmaPeak measure_fma_peak(int threads, int tries, double seconds) {
-  const Loop float32 = [](std::int64_t rounds) { return HWY_DYNAMIC_DISPATCH(run_float32)(rounds); };
-  const Loop float64 = [](std::int64_t rounds) { return HWY_DYNAMIC_DISPATCH(run_float64)(rounds); };
-  return {peak_gflops(float32, threads, tries, seconds), peak_gflops(float64, threads, tries, seconds)};
 }
 
 std::string fma_peak_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }

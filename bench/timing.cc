@@ -36,8 +36,10 @@ Timing time_calls(const std::function<void()>& call, const TimingOptions& option
   const int calls = one >= kShortestSample ? 1 : static_cast<int>(kShortestSample / std::max(one, 1e-7)) + 1;
   Timing timing;
   const double begin = seconds_now(), cpu_begin = cpu_seconds_now();
-  for (double spent = 0; spent < options.most_seconds; spent = seconds_now() - begin) {
-    if (static_cast<int>(timing.samples.size()) >= options.repeats && spent >= options.least_seconds) break;
+  while (true) {
+    const double spent = seconds_now() - begin;
+    const bool enough = static_cast<int>(timing.samples.size()) >= options.repeats && spent >= options.least_seconds;
+    if (enough || (!timing.samples.empty() && spent >= options.most_seconds)) break;
     const double start = seconds_now();
     for (int i = 0; i < calls; ++i) call();
     timing.samples.push_back((seconds_now() - start) / calls);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -39,25 +40,25 @@ double median(std::vector<double> x) {
   return x.size() % 2 == 1 ? x[half] : 0.5 * (x[half - 1] + x[half]);
 }
 
-/// Peaks of one and of all threads, measured once per thread count.
+/// Peaks, measured once per type and thread count.
 class Peaks {
  public:
-  const FmaPeak& of(int threads) {
-    auto it = peaks_.find(threads);
-    if (it == peaks_.end()) it = peaks_.emplace(threads, measure_fma_peak(threads)).first;
+  double of(FmaType type, int threads) {
+    auto it = peaks_.find({threads, type});
+    if (it == peaks_.end()) it = peaks_.emplace(std::pair(threads, type), measure_fma_peak(type, threads)).first;
     return it->second;
   }
   Json json() const {
     Json list = Json::array();
-    for (const auto& [threads, peak] : peaks_) {
-      list.push_back(
-          {{"threads", threads}, {"float32_gflops", peak.float32_gflops}, {"float64_gflops", peak.float64_gflops}});
+    for (const auto& [of, gflops] : peaks_) {
+      const char* const type = of.second == FmaType::float64 ? "float64" : "float32";
+      list.push_back({{"threads", of.first}, {"type", type}, {"gflops", gflops}});
     }
-    return {{"target", fma_peak_target()}, {"threads", list}};
+    return list;
   }
 
  private:
-  std::map<int, FmaPeak> peaks_;
+  std::map<std::pair<int, FmaType>, double> peaks_;
 };
 
 Json tile_json(const QueryTile& tile) { return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}}; }
@@ -121,6 +122,8 @@ void run_problem(const BenchProblem& entry, const Options& options, Peaks& peaks
           Json{{"grad_query", errors.grad_query}, {"grad_key", errors.grad_key}, {"grad_value", errors.grad_value}});
     }
   }
+  const FmaType type = plan.problem.dtype == DType::float64 ? FmaType::float64 : FmaType::float32;
+  const double peak = options.no_peak ? 0 : peaks.of(type, plan.threads);
   for (const bool is_backward : {false, true}) {
     if (options.pass == (is_backward ? "forward" : "backward")) continue;
     Json row = row_json(entry, plan, is_backward);
@@ -129,9 +132,8 @@ void run_problem(const BenchProblem& entry, const Options& options, Peaks& peaks
     add_timing(row, is_backward ? time_calls(backward_call, options.timing) : time_calls(forward_call, options.timing));
     row["check"] = check;
     if (!options.no_peak) {
-      const FmaPeak& peak = peaks.of(plan.threads);
-      const bool wide = plan.problem.dtype == DType::float64;
-      row["peak_share"] = row["gflops"].get<double>() / (wide ? peak.float64_gflops : peak.float32_gflops);
+      row["peak_gflops"] = peak;
+      row["peak_share"] = row["gflops"].get<double>() / peak;
     }
     rows.push_back(row);
   }
@@ -145,9 +147,10 @@ bool wanted(const BenchProblem& entry, const Options& options) {
 void run(const Options& options) {
   Peaks peaks;
   Json rows = Json::array();
-  if (!options.no_peak) {
-    peaks.of(1);
-    peaks.of(options.threads > 0 ? options.threads : default_threads());
+  if (options.peak_only) {
+    for (const int threads : {1, options.threads > 0 ? options.threads : default_threads()}) {
+      for (const FmaType type : {FmaType::float32, FmaType::float64}) peaks.of(type, threads);
+    }
   }
   if (!options.peak_only) {
     bool any = false;
@@ -158,7 +161,8 @@ void run(const Options& options) {
     }
     if (!any) throw std::runtime_error("no problem of " + options.problems + " is called so");
   }
-  Json document = {{"version", version()}, {"cpu_targets", cpu_targets_available()}};
+  Json document = {
+      {"version", version()}, {"cpu_targets", cpu_targets_available()}, {"peak_target", fma_peak_target()}};
   if (!options.no_peak) document["peak"] = peaks.json();
   document["rows"] = rows;
   std::cout << document.dump(1) << '\n';
@@ -182,8 +186,8 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--check-samples", options.samples, "Queries and keys compared with float64 loops; 0 for none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_flag("--peak-only", options.peak_only, "Only measure the FMA peak");
-  app.add_flag("--no-peak", options.no_peak, "Do not measure the FMA peak");
+  app.add_flag("--peak-only", options.peak_only, "Only measure the FMA peak, of one thread and of all");
+  app.add_flag("--no-peak", options.no_peak, "Do not measure the FMA peak before a problem");
 }
 
 }  // namespace
