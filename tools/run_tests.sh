@@ -35,8 +35,8 @@ reports=build/reports/$kind
 rm -rf "$reports"
 mkdir -p "$reports"
 status=0
-ctest --test-dir "$dir" --output-on-failure --progress --no-tests=error --parallel "$jobs" --timeout 900 \
-  --output-junit "$PWD/$reports/ctest.xml" || status=$?
+ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$jobs" --timeout 900 \
+  --output-junit "$PWD/$reports/ctest.xml" 2>&1 | grep -vE '^ +Start |Passed +[0-9.]+ sec$' || status=$?
 read -ra extra <<<"${PYTEST_ARGS:-}"
 env ${preload[@]+"${preload[@]}"} VICUS_CLI="$PWD/$dir/src/cli/vicus" VICUS_BRIDGE="$PWD/$dir/tests/bridge/libvicus_bridge.so" \
   VICUS_BUILD="$PWD/$dir" .venv/bin/python -m pytest -q -n "$jobs" --junitxml="$reports/pytest.xml" \
