@@ -27,7 +27,9 @@ class Stopwatch {
   explicit Stopwatch(double& sum) : sum_(sum) {}
   ~Stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
   Stopwatch(const Stopwatch&) = delete;
+  Stopwatch(Stopwatch&&) = delete;
   Stopwatch& operator=(const Stopwatch&) = delete;
+  Stopwatch& operator=(Stopwatch&&) = delete;
 
  private:
   double& sum_;
@@ -47,7 +49,8 @@ bool is_table(const std::string& path) {
 }
 
 bool is_array(const std::string& path) {
-  return extension_of(path) == ".npy" || path.ends_with(".safetensors") || path.find(".safetensors:") != path.npos;
+  return extension_of(path) == ".npy" || path.ends_with(".safetensors") ||
+         path.find(".safetensors:") != std::string::npos;
 }
 
 /// Outputs are of the kind of the input, and a name that says otherwise would lie.
@@ -108,7 +111,7 @@ void for_each_colour(std::vector<Image>& frames, const Copy& copy) {
   }
 }
 
-void denoise_pictures(const DenoiseRequest& request, Context& context, DenoiseFilter& filter, Bytes first) {
+void denoise_pictures(const DenoiseRequest& request, Context& context, DenoiseFilter& filter, const Bytes& first) {
   check_options(request, false, false);
   const std::vector<std::string> outputs = picture_outputs(request, context.files);
   std::vector<Image> frames;
@@ -116,8 +119,8 @@ void denoise_pictures(const DenoiseRequest& request, Context& context, DenoiseFi
   {
     const Stopwatch watch(filter.read_seconds);
     for (const std::string& input : request.inputs) {
-      const Bytes file = frames.empty() ? std::move(first) : context.files.read(kInput, input);
-      frames.push_back(decode_png(kInput, input, file));
+      const bool read = frames.empty();  // to tell what kind of file it is
+      frames.push_back(decode_png(kInput, input, read ? first : context.files.read(kInput, input)));
       if (describe(frames.back()) != describe(frames.front())) {
         throw InvalidArgument(kInput, "'" + input + "' (" + describe(frames.back()) + ")",
                               "frames like the first: " + describe(frames.front()));
@@ -133,14 +136,14 @@ void denoise_pictures(const DenoiseRequest& request, Context& context, DenoiseFi
   const double largest = frames.front().largest();
   const Samples result = filter(samples, largest / 255);
   const Stopwatch watch(filter.write_seconds);
-  const auto channels = static_cast<std::size_t>(result.channels);
   for_each_colour(frames, [&](std::uint16_t& sample, std::size_t i) {
-    const double value = result.mean[i % channels] + static_cast<double>(result.deviation[i]);
-    sample = static_cast<std::uint16_t>(std::lround(std::clamp(value, 0.0, largest)));
+    sample = static_cast<std::uint16_t>(std::lround(std::clamp(result.value(i), 0.0, largest)));
   });
   std::vector<Bytes> encoded;
+  encoded.reserve(frames.size());
   for (const Image& image : frames) encoded.push_back(encode_png(image));
   std::vector<OutputBytes> files;
+  files.reserve(frames.size());
   for (std::size_t i = 0; i < encoded.size(); ++i) files.push_back({kOutput, outputs[i], {encoded[i]}});
   context.files.write(files);
 }
@@ -148,10 +151,7 @@ void denoise_pictures(const DenoiseRequest& request, Context& context, DenoiseFi
 /// All values of `samples`, channels last.
 std::vector<double> values_of(const Samples& samples) {
   std::vector<double> values(samples.deviation.size());
-  const auto channels = static_cast<std::size_t>(samples.channels);
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    values[i] = samples.mean[i % channels] + static_cast<double>(samples.deviation[i]);
-  }
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = samples.value(i);
   return values;
 }
 
@@ -167,6 +167,7 @@ void denoise_table(const DenoiseRequest& request, Context& context, DenoiseFilte
   context.files.check_output(kOutput, request.output);
   Table table(kInput, request.inputs.front(), file);
   std::vector<std::size_t> columns;
+  columns.reserve(request.columns.size() + 1);
   for (const std::string& name : request.columns) columns.push_back(table.column("--columns", name));
   if (columns.empty()) columns.push_back(table.columns() - 1);
   for (const std::size_t column : columns) {
@@ -244,7 +245,7 @@ void denoise_files(const DenoiseRequest& request, Context& context, DenoiseFilte
     const Stopwatch watch(filter.read_seconds);
     file = context.files.read(kInput, first);
   }
-  if (!array && is_png(file)) return denoise_pictures(request, context, filter, std::move(file));
+  if (!array && is_png(file)) return denoise_pictures(request, context, filter, file);
   if (request.inputs.size() > 1) {
     throw InvalidArgument(kInput, std::to_string(request.inputs.size()) + " files, '" + first + "' first",
                           "several files only when all are PNG pictures");

@@ -13,8 +13,8 @@ namespace {
 constexpr Extent kWindow[] = {{1, 1, 255}, {1, 21, 21}, {5, 21, 21}};
 constexpr Extent kPatch[] = {{1, 1, 15}, {1, 7, 7}, {1, 7, 7}};
 
-/// h in units of sigma. The rule of thumb of scikit-image's denoise_nl_means ("sigma or slightly less"), measured on
-/// photographs in docs/denoise.md: 1.0 gains about 2 dB on 0.8.
+/// h in units of sigma. The rule of thumb of scikit-image's denoise_nl_means is "sigma or slightly less"; on eight
+/// photographs with noise (docs/denoise.md) 1.0 stays within 0.5 dB of the best, 0.8 falls up to 2.2 dB behind.
 constexpr double kStrength = 1.0;
 
 std::string text_of(double value) {
@@ -49,8 +49,11 @@ Extent per_axis(const std::string& argument, const std::vector<std::int64_t>& va
         rank == 1 ? "1 value for a signal" : "1 value, or one for each of the " + std::to_string(rank) + " axes");
   }
   Extent extent{1, 1, 1};
-  for (int axis = 0; axis < rank; ++axis) {
-    extent[static_cast<std::size_t>(3 - rank + axis)] = values[values.size() == 1 ? 0 : static_cast<std::size_t>(axis)];
+  const auto first = extent.end() - rank;
+  if (values.size() == 1) {
+    std::fill(first, extent.end(), values.front());
+  } else {
+    std::copy(values.begin(), values.end(), first);
   }
   return extent;
 }

@@ -56,7 +56,8 @@ std::vector<double> feature_weights(const NonLocalMeans& s, int channels) {
   const auto exponent = [](std::int64_t i, std::int64_t patch) {
     if (patch == 1) return 0.0;
     const double spread = static_cast<double>(patch - 1) / 4;
-    const double x = static_cast<double>(i - patch / 2) / spread;
+    const std::int64_t centre = patch / 2;
+    const double x = static_cast<double>(i - centre) / spread;
     return x * x / 2;
   };
   for (std::int64_t i = 0; i < s.patch[0]; ++i) {
@@ -122,12 +123,14 @@ template <class T>
 class Denoiser {
  public:
   Denoiser(const Samples& noisy, const NonLocalMeans& settings, DenoiseReport& report)
-      : noisy_(noisy), settings_(settings), report_(report) {
+      : noisy_(noisy),
+        settings_(settings),
+        report_(report),
+        features_(volume(settings.patch) * noisy.channels),
+        head_dim_(features_ + 1),
+        threads_(settings.threads > 0 ? settings.threads : default_threads()) {
     const std::vector<double> weights = feature_weights(settings, noisy.channels);
     weights_.assign(weights.begin(), weights.end());
-    features_ = static_cast<std::int64_t>(weights_.size());
-    head_dim_ = features_ + 1;
-    threads_ = settings.threads > 0 ? settings.threads : default_threads();
   }
 
   Samples run() {
@@ -326,9 +329,9 @@ class Denoiser {
   const Samples& noisy_;
   const NonLocalMeans& settings_;
   DenoiseReport& report_;
+  std::int64_t features_, head_dim_;
+  int threads_;
   std::vector<T> weights_, around_;
-  std::int64_t features_ = 0, head_dim_ = 0;
-  int threads_ = 1;
   std::unique_ptr<T[]> query_, key_, value_, output_;
   std::map<Extent, Plan> plans_;
 };

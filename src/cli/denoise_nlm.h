@@ -40,9 +40,9 @@ struct Samples {
   /// Of [*extent, channels] values.
   template <class T>
   static Samples of(int rank, const Extent& extent, int channels, const T* values);
-  [[nodiscard]] double value(std::int64_t token, int channel) const {
-    const auto c = static_cast<std::size_t>(channel);
-    return mean[c] + deviation[static_cast<std::size_t>(token * channels) + c];
+  /// Value `i` of [*extent, channels].
+  [[nodiscard]] double value(std::size_t i) const {
+    return mean[i % static_cast<std::size_t>(channels)] + static_cast<double>(deviation[i]);
   }
 };
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <stdexcept>
 
 #include "vicus/error.h"
@@ -14,7 +16,7 @@
 namespace vicus::cli {
 namespace {
 
-/// Pixels a picture may have: 2^28 take 2 GiB as colour samples; a few bytes of a file must not ask for more.
+/// Pixels a picture may have: 2^28 hold 1.5 GiB of colour samples, and a damaged header must not ask for more.
 constexpr std::uint64_t kMostPixels = std::uint64_t{1} << 28;
 
 void remember_error(png_structp png, png_const_charp message) {
@@ -34,8 +36,10 @@ struct Reader {
   Image image;
   std::vector<std::uint8_t> bytes;
   std::vector<png_bytep> rows;
+};
 
-  ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
+struct DestroyReader {
+  void operator()(Reader* r) const { png_destroy_read_struct(&r->png, &r->info, nullptr); }
 };
 
 void read_bytes(png_structp png, png_bytep to, std::size_t count) {
@@ -92,8 +96,10 @@ struct Writer {
   png_infop info = nullptr;
   std::vector<std::uint8_t> bytes;
   std::vector<png_bytep> rows;
+};
 
-  ~Writer() { png_destroy_write_struct(&png, &info); }
+struct DestroyWriter {
+  void operator()(Writer* w) const { png_destroy_write_struct(&w->png, &w->info); }
 };
 
 void write_bytes(png_structp png, png_bytep from, std::size_t count) {
@@ -145,6 +151,7 @@ bool is_png(std::span<const std::byte> file) noexcept {
 
 Image decode_png(const std::string& argument, const std::string& path, std::span<const std::byte> file) {
   Reader r;
+  const std::unique_ptr<Reader, DestroyReader> cleanup(&r);
   r.file = file;
   r.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &r.error, remember_error, ignore_warning);
   if (r.png != nullptr) r.info = png_create_info_struct(r.png);
@@ -170,6 +177,7 @@ Image decode_png(const std::string& argument, const std::string& path, std::span
 
 std::vector<std::byte> encode_png(const Image& image) {
   Writer w;
+  const std::unique_ptr<Writer, DestroyWriter> cleanup(&w);
   w.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &w.error, remember_error, ignore_warning);
   if (w.png != nullptr) w.info = png_create_info_struct(w.png);
   if (w.info == nullptr) throw std::bad_alloc();
