@@ -1,4 +1,4 @@
-// The kinds of file that `vicus denoise` reads and writes. Each function reads one kind, filters, and writes the same kind.
+// The kinds of file that `vicus denoise` reads and writes. A function reads one kind, filters, and writes the same.
 #include <algorithm>
 #include <chrono>
 #include <cmath>

@@ -14,7 +14,7 @@ constexpr Extent kWindow[] = {{1, 1, 255}, {1, 21, 21}, {5, 21, 21}};
 constexpr Extent kPatch[] = {{1, 1, 15}, {1, 7, 7}, {1, 7, 7}};
 
 /// h in units of sigma. The rule of thumb of scikit-image's denoise_nl_means is "sigma or slightly less"; on four
-/// photographs with two levels of noise (docs/denoise.md) 1.0 stays within 0.5 dB of the best, 0.8 falls up to 2.2 behind.
+/// photographs with two levels of noise (docs/denoise.md) 1.0 stays within 0.5 dB of the best, 0.8 within 2.2 dB.
 constexpr double kStrength = 1.0;
 
 std::string text_of(double value) {

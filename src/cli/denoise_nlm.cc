@@ -48,8 +48,8 @@ std::unique_ptr<T[]> uninitialized(std::int64_t count) {
   return std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(count));
 }
 
-/// Square roots of the Gaussian patch weights (standard deviation (patch - 1) / 4 per axis, sum 1) over channels and h^2:
-/// a squared difference of features is then the distance itself. [*patch, channels].
+/// Square roots of the Gaussian patch weights (deviation (patch - 1) / 4 per axis, sum 1) over channels and h^2: a squared
+/// difference of features is then the distance itself. [*patch, channels].
 std::vector<double> feature_weights(const NonLocalMeans& s, int channels) {
   std::vector<double> weights;
   double sum = 0;

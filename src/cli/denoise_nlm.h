@@ -1,12 +1,12 @@
 // Non-local means as neighborhood attention.
 //
-// Non-local means replaces pixel i by sum_j w_ij v_j / sum_j w_ij over the window around i, with w_ij = exp(-d_ij) and d_ij
+// Non-local means replaces pixel i by sum_j w_ij v_j / sum_j w_ij over the window around i; w_ij = exp(-d_ij) and d_ij is
 // the Gaussian-weighted mean squared difference of the patches around i and j, over h^2. With the square roots of the
 // patch weights folded into features f, d_ij = |f_i|^2 - 2 f_i . f_j + |f_j|^2, and |f_i|^2 cancels in the quotient:
 //
 //   query (2 f_i, -1), key (f_j, |f_j|^2), value v_j, scale 1:  softmax over the window = w_ij / sum_j w_ij.
 //
-// The window of non-local means is clipped at the borders where the one of neighborhood attention shifts inward. So every
+// The window of non-local means is clipped at the borders, that of neighborhood attention shifts inward. So every
 // token grid gets a margin of half a window, whose keys are so far away that their weight is exactly 0.
 #ifndef VICUS_CLI_DENOISE_NLM_H_
 #define VICUS_CLI_DENOISE_NLM_H_
