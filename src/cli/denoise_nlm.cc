@@ -48,7 +48,7 @@ std::unique_ptr<T[]> uninitialized(std::int64_t count) {
   return std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(count));
 }
 
-/// Square roots of the Gaussian patch weights (deviation (patch - 1) / 4 per axis, sum 1) over channels and h^2: a squared
+/// Square roots of the Gaussian patch weights (deviation (patch - 1) / 4, sum 1) over channels and h^2: a squared
 /// difference of features is then the distance itself. [*patch, channels].
 std::vector<double> feature_weights(const NonLocalMeans& s, int channels) {
   std::vector<double> weights;

@@ -1,6 +1,6 @@
 // Non-local means as neighborhood attention.
 //
-// Non-local means replaces pixel i by sum_j w_ij v_j / sum_j w_ij over the window around i; w_ij = exp(-d_ij) and d_ij is
+// Non-local means makes pixel i sum_j w_ij v_j / sum_j w_ij over the window around i; w_ij = exp(-d_ij) and d_ij is
 // the Gaussian-weighted mean squared difference of the patches around i and j, over h^2. With the square roots of the
 // patch weights folded into features f, d_ij = |f_i|^2 - 2 f_i . f_j + |f_j|^2, and |f_i|^2 cancels in the quotient:
 //
