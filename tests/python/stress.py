@@ -20,8 +20,10 @@ import numpy as np
 def one(seed, engine, target):
     choose = cases.RandomChooser(seed)
     kind, dtype = choose.pick(cases.KINDS), choose.pick(list(memory.DTYPES))
-    bridge.limit_cpu_target(target or choose.pick(bridge.info()["targets"]))
-    return cases.case(choose, kind, dtype, engine)
+    drawn = choose.pick(bridge.info()["targets"])  # also when it is not used: the case stays the same
+    target = target or drawn
+    bridge.limit_cpu_target(target)
+    return cases.case(choose, kind, dtype, engine), target
 
 
 def main():
@@ -35,12 +37,15 @@ def main():
     failures, worst, began = 0, 0.0, time.monotonic()
     for i in range(args.cases):
         seed = first + i
-        case = one(seed, args.engine, args.target)
+        case, target = one(seed, args.engine, args.target)
         try:
             worst = max(worst, compare.check_case(case))
         except (AssertionError, bridge.VicusError) as error:
             failures += 1
-            print(f"\nFAILED --cases 1 --seed {seed} --engine {args.engine}: {error}\n  {case}", flush=True)
+            print(
+                f"\nFAILED --cases 1 --seed {seed} --engine {args.engine} --target {target}: {error}\n  {case}",
+                flush=True,
+            )
             if not isinstance(error, AssertionError):
                 traceback.print_exc()
         if sys.stderr.isatty() and i % 20 == 0:

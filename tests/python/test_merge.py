@@ -49,7 +49,7 @@ def check_merge(case, dtype_name):
 
     def check(name, got, ref, pt, magnitude):
         pt = compare.rounded(pt, got.dtype)
-        compare.check_tensor(name, got, ref, pt, arith, magnitude, 1.0 + 2 * case["spread"])
+        compare.check_tensor(name, got, ref, pt, arith, magnitude, 1.0 + 2 * case["spread"], case["parts"])
 
     out = memory.Output([*rows, case["dim"]], dtype, case["style"], rng)
     lse = memory.Output(rows, lse_dtype, case["style"], rng)

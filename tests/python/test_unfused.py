@@ -60,7 +60,7 @@ class Call:
             finite = np.abs(ref[name][np.isfinite(ref[name])])
             magnitude = np.sqrt(terms) * (1.0 + finite.max(initial=0.0))
             pt_stored = compare.rounded(pt[name], value.dtype)
-            compare.check_tensor(f"{what} {name}", value, ref[name], pt_stored, self.arith, magnitude, 1.0)
+            compare.check_tensor(f"{what} {name}", value, ref[name], pt_stored, self.arith, magnitude, 1.0, terms)
 
 
 def check_qk(case):
