@@ -25,7 +25,7 @@ struct AttentionInputs {
   ConstTensorView value = {};              ///< [B, *X, Hkv, Dv]; dense [B, Sk, Hkv, Dv]
   ConstTensorView additional_keys = {};    ///< [B, T, Hkv, D]
   ConstTensorView additional_values = {};  ///< [B, T, Hkv, Dv]
-  ConstTensorView rpb = {};                ///< [H, 2 * w0 - 1, ...], of the problem's dtype, float32 or float64
+  ConstTensorView rpb = {};                ///< [H, 2 * w0 - 1, ...], of the problem's dtype, float32 or float64; any strides
   ConstTensorView attn_bias = {};          ///< [B or 1, H or 1, Sq, Sk], any dtype and strides
 };
 

@@ -44,7 +44,8 @@ class VICUS_API AxisValues {
   std::array<std::int64_t, 3> value_{};
 };
 
-/// Neighborhood attention (NATTEN's field): each axis has a window, see geometry.h for the definition.
+/// Neighborhood attention (NATTEN's field): each axis has a window, see geometry.h for the definition. No value may
+/// exceed 2^30.
 struct Neighborhood {
   AxisValues kernel_size;     ///< Window, >= 1. A window longer than its axis (or residue class) is the whole of it.
   AxisValues stride = 1;      ///< 1 <= stride <= kernel_size: queries that share a window.
@@ -64,6 +65,7 @@ struct Dense {
   std::int64_t keys = 0;  ///< Sk. With packed sequences the total number of keys.
   Causal causal = Causal::none;
   /// Sliding window: keys [i + o - left, i + o + right], -1 for no bound; o is 0 for `top_left`, otherwise Sk - Sq.
+  /// A causal mask sees nothing to the right: window_right must then be -1 or 0.
   std::int64_t window_left = -1, window_right = -1;
   /// Keys of each batch entry that are real (key padding), each in 0..keys; empty when all are. `bottom_right` and the
   /// sliding window then count from the entry's own length.

@@ -1,5 +1,6 @@
 #include "vicus/plan.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <string>
@@ -98,6 +99,9 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   plan.forward_bytes = q_bytes + o_bytes + kv_bytes + lse_bytes;
   plan.backward_bytes = 2 * q_bytes + 2 * o_bytes + 2 * kv_bytes + lse_bytes;
 
+  // Waking a thread costs about as much as a million operations.
+  const double worth = std::max(plan.forward_flops * 1e-6, 1.0);
+  if (worth < plan.threads) plan.threads = static_cast<int>(worth);
   if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
   if (log_wanted(LogLevel::debug)) log(LogLevel::debug, describe(plan));
   return plan;

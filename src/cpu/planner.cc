@@ -25,8 +25,8 @@ constexpr std::size_t kPackBytes = 192 << 10;
 constexpr int kChunkBytes = 16 << 10;
 /// Bytes of packed keys, values and their gradients of one key block.
 constexpr std::size_t kBlockBytes = 512 << 10;
-/// Bytes of dQ sums of one segment.
-constexpr double kSegmentBytes = 2.5 * (1 << 20);
+/// Bytes of dQ sums of one segment: with the rest of the scratch it stays below 4 MiB for common sizes.
+constexpr double kSegmentBytes = 3.2 * (1 << 20);
 constexpr std::size_t kMaxCandidates = 12;
 
 struct Cost {

@@ -54,9 +54,29 @@ HWY_INLINE void store(D, hn::Vec<D> v, BFloat16* p) {  // to nearest, ties to ev
   hn::StoreU(narrow, d16, reinterpret_cast<std::uint16_t*>(p));
 }
 template <class D>
-HWY_INLINE void store(D, hn::Vec<D> v, Float16* p) {
+HWY_INLINE void store(D d, hn::Vec<D> v, Float16* p) {  // to nearest, ties to even
+#if HWY_TARGET == HWY_SSE4
+  // No instruction for it, and Highway's substitute truncates. As float16_from_float in core/numbers.h.
+  const hn::RebindToUnsigned<D> d32;
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<std::uint16_t, D> d16;
+  const auto bits = hn::BitCast(di, v);
+  const auto magnitude = hn::And(bits, hn::Set(di, 0x7FFFFFFF));
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(di, 1));
+  const auto rounded = hn::Add(magnitude, hn::Add(odd, hn::Set(di, 0xFFF)));
+  const auto normal = hn::ShiftRight<13>(hn::Sub(rounded, hn::Set(di, 0x38000000)));
+  const auto shifted = hn::Add(hn::BitCast(d, magnitude), hn::Set(d, hn::TFromD<D>{0.5F}));
+  const auto subnormal = hn::Sub(hn::BitCast(di, shifted), hn::Set(di, 0x3F000000));
+  auto half = hn::IfThenElse(hn::Lt(magnitude, hn::Set(di, 0x38800000)), subnormal, normal);
+  half = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x477FEFFF)), hn::Set(di, 0x7C00), half);
+  half = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x7F800000)), hn::Set(di, 0x7E00), half);
+  const auto sign = hn::BitCast(di, hn::And(hn::ShiftRight<16>(hn::BitCast(d32, v)), hn::Set(d32, 0x8000U)));
+  hn::StoreU(hn::DemoteTo(d16, hn::Or(half, sign)), d16, reinterpret_cast<std::uint16_t*>(p));
+#else
+  static_cast<void>(d);
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+#endif
 }
 
 // Collects whether all values were finite: x - x has no bit set only then.

@@ -154,15 +154,21 @@ struct Lists {
 };
 
 // Calls `each(lists, cell, head, position)` for every position of every cell and head in parallel; positions are those
-// of the queries, which are also those of the keys.
+// of the queries, which are also those of the keys. A task is a slice of one head along the longest axis.
 template <class Each>
 void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, const Each& each) {
+  constexpr int kSlices = 16;
   const Domain domain(p);
-  cpu::parallel_tasks(omp_get_max_threads(), domain.size() * heads, 0, [&](std::int64_t task, std::byte*) {
-    const Cell cell = domain.cell(task / heads);
+  cpu::parallel_tasks(omp_get_max_threads(), domain.size() * heads * kSlices, 0, [&](std::int64_t task, std::byte*) {
+    const Cell cell = domain.cell(task / kSlices / heads);
+    Box slice = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
+    Span* longest = &slice.axis[2];
+    for (Span& axis : slice.axis) {
+      if (axis.size() > longest->size()) longest = &axis;
+    }
+    *longest = geometry::tile_span(static_cast<int>(task % kSlices), geometry::ceil_div(longest->end, kSlices), longest->end);
     Lists lists(p, width);
-    const Box all = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
-    for_each_position(all, [&](const Position& q) { each(lists, cell, task % heads, q); });
+    for_each_position(slice, [&](const Position& q) { each(lists, cell, task / kSlices % heads, q); });
   });
 }
 
@@ -311,12 +317,6 @@ void check_additional(const char* name, const Problem& p, const ConstTensorView&
   if (t) require_input(name, t, std::vector{p.batch, p.heads_kv, p.additional_tokens, p.head_dim}, p.dtype);
 }
 
-// [B, Hkv, T, D] as [B, T, Hkv, D].
-template <class Pointer>
-BasicTensorView<Pointer> additional_view(const BasicTensorView<Pointer>& t) {
-  return heads_last(t);
-}
-
 }  // namespace
 
 std::int64_t score_slots(const Problem& problem) { return Slots(problem).window_slots + problem.additional_tokens; }
@@ -333,7 +333,7 @@ void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const Co
     require_dtype("rpb", rpb, std::array{p.dtype, DType::float32, DType::float64});
   }
   require_output("scores", scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  write_scores(p, {heads_last(query), heads_last(key), additional_view(additional_keys), rpb, heads_last(scores),
+  write_scores(p, {heads_last(query), heads_last(key), heads_last(additional_keys), rpb, heads_last(scores),
                    -std::numeric_limits<double>::infinity()});
 }
 
@@ -357,11 +357,11 @@ void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const C
   }
   const ConstTensorView grads = heads_last(grad_scores);
   if (gradients.query) {
-    sum_to_queries(p, grads, heads_last(key), additional_view(additional_keys), heads_last(gradients.query));
+    sum_to_queries(p, grads, heads_last(key), heads_last(additional_keys), heads_last(gradients.query));
   }
   if (gradients.key) sum_to_keys(p, grads, heads_last(query), heads_last(gradients.key));
   if (gradients.additional_keys) {
-    sum_to_additional(p, grads, heads_last(query), additional_view(gradients.additional_keys));
+    sum_to_additional(p, grads, heads_last(query), heads_last(gradients.additional_keys));
   }
   if (gradients.rpb) sum_to_rpb(p, grads, gradients.rpb);
 }
@@ -373,7 +373,7 @@ void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const C
   require_input("value", value, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
   check_additional("additional_values", p, additional_values);
   require_output("output", output, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  sum_to_queries(p, heads_last(scores), heads_last(value), additional_view(additional_values), heads_last(output));
+  sum_to_queries(p, heads_last(scores), heads_last(value), heads_last(additional_values), heads_last(output));
 }
 
 void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
@@ -391,12 +391,12 @@ void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const 
     require_output("grad_additional_values", gradients.additional_values, additional_values.shape(), p.dtype);
   }
   if (gradients.scores) {
-    write_scores(p, {heads_last(grad_output), heads_last(value), additional_view(additional_values), {},
+    write_scores(p, {heads_last(grad_output), heads_last(value), heads_last(additional_values), {},
                      heads_last(gradients.scores), 0.0});
   }
   if (gradients.value) sum_to_keys(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.value));
   if (gradients.additional_values) {
-    sum_to_additional(p, heads_last(scores), heads_last(grad_output), additional_view(gradients.additional_values));
+    sum_to_additional(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.additional_values));
   }
 }
 
