@@ -29,7 +29,8 @@ double tensor_bytes(const Problem& p, double tokens, std::int64_t heads, std::in
 std::string extent_text(const std::array<int, 3>& extent, int rank) {
   std::string text;
   for (int i = 3 - rank; i < 3; ++i) {
-    text += (text.empty() ? "" : "x") + std::to_string(extent[static_cast<std::size_t>(i)]);
+    if (!text.empty()) text += 'x';
+    text += std::to_string(extent[static_cast<std::size_t>(i)]);
   }
   return text;
 }
