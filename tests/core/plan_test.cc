@@ -266,9 +266,13 @@ TEST(Plan, IsTheSameEveryTime) {
   EXPECT_EQ(describe(choose_plan(small_neighborhood())), describe(choose_plan(small_neighborhood())));
 }
 
-TEST(Plan, TakesThreadsAsGiven) {
+TEST(Plan, TakesThreadsAsGivenAndOtherwiseAsManyAsAreWorthIt) {
   EXPECT_EQ(choose_plan(small_neighborhood(), {.threads = 3}).threads, 3);
-  EXPECT_EQ(choose_plan(small_neighborhood()).threads, default_threads());
+  EXPECT_EQ(choose_plan(small_neighborhood()).threads, 1) << "waking another costs more than the whole problem";
+  Problem large = small_neighborhood();
+  large.layout = {256, 256};
+  large.head_dim = 64;
+  EXPECT_EQ(choose_plan(large).threads, default_threads());
 }
 
 TEST(Plan, TakesTilesAsGiven) {
