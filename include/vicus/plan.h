@@ -31,7 +31,7 @@ enum class Engine : std::uint8_t {
 
 struct PlanOptions {
   Engine engine = Engine::automatic;
-  int threads = 0;                    ///< most CPU threads; 0 means as many as OpenMP would use
+  int threads = 0;                    ///< CPU threads; 0 means as many as OpenMP would use and the work is worth
   std::array<int, 3> tile_q{};        ///< query tile, trailing axes last; zeros let the planner search
   int rows = 0;                       ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
 };
@@ -83,7 +83,7 @@ struct Plan {
   Problem problem;           ///< validated
   Engine engine = Engine::cpu;
   std::string reason;        ///< why this engine
-  int threads = 1;           ///< fewer than asked for when the work is too small to share
+  int threads = 1;
   double mask_pairs = 0;     ///< as in Work
   double forward_flops = 0, backward_flops = 0;  ///< useful: 2 * (D + Dv) and 2 * (3 * D + 2 * Dv) per pair of the mask
   double forward_bytes = 0, backward_bytes = 0;  ///< each tensor moved once

@@ -102,7 +102,7 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
 
   // Waking a thread costs about as much as a million operations.
   const double worth = std::max(plan.forward_flops * 1e-6, 1.0);
-  if (worth < plan.threads) plan.threads = static_cast<int>(worth);
+  if (options.threads == 0 && worth < plan.threads) plan.threads = static_cast<int>(worth);
   if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
   if (log_wanted(LogLevel::debug)) log(LogLevel::debug, describe(plan));
   return plan;
