@@ -65,7 +65,9 @@ class Logging {
         least);
   }
   ~Logging() { set_log_sink({}); }
+  Logging(Logging&&) = delete;
   Logging(const Logging&) = delete;
+  Logging& operator=(Logging&&) = delete;
   Logging& operator=(const Logging&) = delete;
 };
 
@@ -82,7 +84,7 @@ std::string as_option(const std::string& argument, const CLI::App& app) {
 }
 
 std::string message_of(const InvalidArgument& error, const CLI::App& app) {
-  const std::string what = error.what();
+  std::string what = error.what();
   if (!what.starts_with(error.argument())) return what;
   return as_option(error.argument(), app) + what.substr(error.argument().size());
 }

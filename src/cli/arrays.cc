@@ -57,13 +57,13 @@ std::vector<std::byte> to_row_major(const FileArray& array) {
 }
 
 /// The array as operators want it: in place where it can be, otherwise moved to memory of its own.
-Array adopt(const std::shared_ptr<const std::vector<std::byte>>& contents, FileArray&& array) {
+Array adopt(const std::shared_ptr<const std::vector<std::byte>>& contents, const FileArray& array) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(array.data.data()) % dtype_size(array.dtype) == 0;
-  if (aligned && !array.fortran_order) return {contents, array.data, array.dtype, std::move(array.shape)};
+  if (aligned && !array.fortran_order) return {contents, array.data, array.dtype, array.shape};
   auto own = std::make_shared<const std::vector<std::byte>>(
       array.fortran_order ? to_row_major(array) : std::vector<std::byte>(array.data.begin(), array.data.end()));
   const std::span<const std::byte> data = *own;
-  return {std::move(own), data, array.dtype, std::move(array.shape)};
+  return {std::move(own), data, array.dtype, array.shape};
 }
 
 FileArray pick(std::span<const std::byte> bytes, const std::string& argument, const Place& place) {
@@ -102,12 +102,12 @@ Array ArrayReader::read(const std::string& argument, const std::string& place_te
   const Place place = split(place_text, name);
   const Bytes bytes = contents(argument, place.path);
   try {
-    FileArray array = is_npy(*bytes) || extension_of(place) == kNpy ? parse_npy(*bytes, void_is_bfloat16_)
-                                                                    : pick(*bytes, argument, place);
+    const FileArray array = is_npy(*bytes) || extension_of(place) == kNpy ? parse_npy(*bytes, void_is_bfloat16_)
+                                                                          : pick(*bytes, argument, place);
     if (array.shape.size() > static_cast<std::size_t>(kMaxDims)) {
       throw InvalidArgument(argument, "an array of shape " + text_of(array.shape), "at most 6 dimensions");
     }
-    return adopt(bytes, std::move(array));
+    return adopt(bytes, array);
   } catch (const FormatError& error) {
     throw FormatError(argument + ": '" + place.path + "' " + error.what());
   }
@@ -154,7 +154,7 @@ void write_arrays(Files& files, std::span<const OutputArray> outputs) {
     }
     headers.push_back(extension_of(place) == kNpy ? npy_header(tensors.front().dtype, tensors.front().shape)
                                                   : safetensors_header(tensors));
-    file.pieces.push_back(headers.back());
+    file.pieces.emplace_back(headers.back());
     for (const TensorToWrite& tensor : tensors) file.pieces.push_back(tensor.data);
     result.push_back(std::move(file));
   }

@@ -29,7 +29,9 @@ class Descriptor {
   ~Descriptor() {
     if (fd_ >= 0) ::close(fd_);
   }
+  Descriptor(Descriptor&&) = delete;
   Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(Descriptor&&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   [[nodiscard]] int get() const { return fd_; }
   /// Closing is where a network file system reports what it could not write.

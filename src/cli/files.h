@@ -27,6 +27,11 @@ struct OutputBytes {
 /// Where files come from and go to: the disk, or memory in tests and fuzzers.
 class Files {
  public:
+  Files() = default;
+  Files(const Files&) = default;
+  Files(Files&&) = default;
+  Files& operator=(const Files&) = default;
+  Files& operator=(Files&&) = default;
   virtual ~Files() = default;
   /// The whole file. Throws IoError naming `argument`.
   virtual std::vector<std::byte> read(const std::string& argument, const std::string& path) = 0;

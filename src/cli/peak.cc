@@ -21,7 +21,10 @@ double fma_rounds(std::int64_t rounds) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const V m = hn::Set(d, T(0.999)), a = hn::Set(d, T(0.001));
-  V x0 = a, x1 = a, x2 = a, x3 = a, x4 = a, x5 = a, x6 = a, x7 = a, x8 = a, x9 = a, x10 = a, x11 = a;
+  // Chains that begin alike would be one chain to the compiler.
+  V x0 = hn::Iota(d, T(0)), x1 = hn::Iota(d, T(1)), x2 = hn::Iota(d, T(2)), x3 = hn::Iota(d, T(3));
+  V x4 = hn::Iota(d, T(4)), x5 = hn::Iota(d, T(5)), x6 = hn::Iota(d, T(6)), x7 = hn::Iota(d, T(7));
+  V x8 = hn::Iota(d, T(8)), x9 = hn::Iota(d, T(9)), x10 = hn::Iota(d, T(10)), x11 = hn::Iota(d, T(11));
   for (std::int64_t i = 0; i < rounds; ++i) {
     x0 = hn::MulAdd(x0, m, a), x1 = hn::MulAdd(x1, m, a), x2 = hn::MulAdd(x2, m, a), x3 = hn::MulAdd(x3, m, a);
     x4 = hn::MulAdd(x4, m, a), x5 = hn::MulAdd(x5, m, a), x6 = hn::MulAdd(x6, m, a), x7 = hn::MulAdd(x7, m, a);
@@ -59,24 +62,30 @@ HWY_EXPORT(target_name);
 
 Peak measure_peak(bool float64, int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
   const auto work = float64 ? HWY_DYNAMIC_DISPATCH(fma_rounds_float64) : HWY_DYNAMIC_DISPATCH(fma_rounds_float32);
-  constexpr int kRuns = 5;
-  constexpr std::int64_t kFirstRounds = 100000;
+  constexpr double kRunSeconds = 0.003;
+  constexpr std::int64_t kTrialRounds = 50000;
+  constexpr int kTrials = 5;
   Peak peak;
   peak.target = HWY_DYNAMIC_DISPATCH(target_name)();
-  std::int64_t rounds = kFirstRounds;
-  for (int run = 0; run <= kRuns; ++run) {
+  const auto begin = Clock::now();
+  double trial = kRunSeconds;
+  for (int i = 0; i < kTrials; ++i) {
+    const auto start = Clock::now();
+    (void)work(kTrialRounds);
+    trial = std::min(trial, since(start));
+  }
+  const auto rounds = std::max(kTrialRounds, static_cast<std::int64_t>(kTrialRounds * kRunSeconds / trial));
+  do {
     double flops = 0;
-    const auto begin = Clock::now();
+    const auto start = Clock::now();
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : flops)
     for (int thread = 0; thread < threads; ++thread) flops += work(rounds);
-    const double time = std::chrono::duration<double>(Clock::now() - begin).count();
-    if (run > 0) {
-      peak.flops_per_second = std::max(peak.flops_per_second, flops / time);
-    } else {  // warm-up: wakes the threads and says how many rounds fill the time
-      rounds = std::max(kFirstRounds, static_cast<std::int64_t>(static_cast<double>(rounds) * seconds / time));
-    }
-  }
+    peak.flops_per_second = std::max(peak.flops_per_second, flops / since(start));
+  } while (since(begin) < seconds);
   return peak;
 }
 

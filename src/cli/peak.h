@@ -11,8 +11,9 @@ struct Peak {
   std::string target;           ///< instruction set of the loop: "AVX3"
 };
 
-/// Best of a few runs of about `seconds` each.
-[[nodiscard]] Peak measure_peak(bool float64, int threads, double seconds = 0.05);
+/// Best of many short runs, `seconds` in all. Short, because on a machine with other work a run counts only if no thread
+/// of it was interrupted: on two shared cores the best of five runs of 50 ms was below what attention then reached.
+[[nodiscard]] Peak measure_peak(bool float64, int threads, double seconds = 0.25);
 
 }  // namespace vicus::cli
 

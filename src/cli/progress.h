@@ -13,7 +13,9 @@ class Progress {
   /// Draws on `out` if `enabled`.
   Progress(std::ostream& out, bool enabled) : out_(out), enabled_(enabled) {}
   ~Progress();
+  Progress(Progress&&) = delete;
   Progress(const Progress&) = delete;
+  Progress& operator=(Progress&&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   /// Shows `label` and `fraction` (0 to 1) of the way.

@@ -164,7 +164,7 @@ auto find_in(const Table& table, std::string_view name) -> std::optional<decltyp
 }
 
 /// One tensor whose data begins where the one before it ended.
-SafetensorsEntry resolve(RawEntry&& raw, std::span<const std::byte> data, std::uint64_t expected_begin) {
+SafetensorsEntry resolve(RawEntry raw, std::span<const std::byte> data, std::uint64_t expected_begin) {
   const std::string quoted = "'" + raw.name + "'";
   if (raw.begin > raw.end || raw.end > data.size()) {
     throw FormatError("has data of " + quoted + " outside of the file: bytes " + std::to_string(raw.begin) + " to " +

@@ -11,7 +11,6 @@ using testing::Bytes;
 using testing::join;
 using testing::little_endian;
 using testing::npy;
-using testing::raw;
 using testing::to_bytes;
 using Shape = std::vector<std::int64_t>;
 

@@ -70,6 +70,7 @@ MemoryFiles make_files() {
   MemoryFiles files;
   const auto array = [](const std::string& shape, std::size_t count) {
     std::vector<float> values;
+    values.reserve(count);
     for (std::size_t i = 0; i < count; ++i) values.push_back(0.25F * static_cast<float>(i % 7) - 0.75F);
     return vicus::cli::testing::npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + shape + ")}",
                                     vicus::cli::testing::raw(values));
@@ -93,6 +94,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const MemoryFiles kFiles = make_files();
   const std::vector<std::string> arguments = split_lines(reinterpret_cast<const char*>(data), size);
   std::vector<const char*> argv;
+  argv.reserve(arguments.size());
   for (const std::string& argument : arguments) argv.push_back(argument.c_str());
   MemoryFiles files = kFiles;
   std::ostringstream out, err;
