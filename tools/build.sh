@@ -27,7 +27,7 @@ case "$kind" in
   tsan) sanitized thread ;;
   fuzz) options+=("${clang[@]}" -DVICUS_CPU_TARGETS=SSE4 -DVICUS_BUILD_FUZZERS=ON) ;;  # sanitizers: tests/fuzz
   bench) options+=(-DVICUS_BUILD_BENCH=ON) ;;
-  lint) options+=("${clang[@]}" -DVICUS_BUILD_TESTS=ON -DVICUS_BUILD_FUZZERS=ON -DVICUS_BUILD_BENCH=ON) ;;
+  lint) options+=("${clang[@]}" -DVICUS_CPU_TARGETS=SSE4 -DVICUS_BUILD_TESTS=ON -DVICUS_BUILD_FUZZERS=ON -DVICUS_BUILD_BENCH=ON) ;;
   *) echo "build.sh: argument is $kind; allowed: release, asan, tsan, fuzz, bench, lint" >&2; exit 2 ;;
 esac
 
