@@ -7,12 +7,12 @@ import bridge
 import hypothesis
 
 # A sanitizer build is many times slower and looks for other things than rounding.
-SLOWER = {"": 1.0, "address": 0.15, "thread": 0.08}
+SLOWER = {"": 1.0, "address": 0.05, "thread": 0.03}
 
 
 def scaled(count):
     factor = float(os.environ.get("VICUS_EXAMPLES", "1")) * SLOWER[bridge.info()["sanitizer"]]
-    return max(5, round(count * factor))
+    return max(3, round(count * factor))
 
 
 def for_cases(label, strategy, count, check):
