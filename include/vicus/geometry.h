@@ -28,15 +28,18 @@ namespace vicus::geometry {
 /// Counts of (query, key) pairs: wider than any position.
 using Count = long long;
 
-/// Longest axis: sums of two positions stay inside an int.
-inline constexpr int kMaxLen = 1 << 30;
+/// Longest axis and widest bound: sums of a position and an extent stay inside an int.
+inline constexpr int kMaxLen = 1 << 29;
 
 /// Every problem is stored with this many axes; unused leading axes have length one.
 inline constexpr int kRank = 3;
 
 VICUS_GEOM int lo(int a, int b) { return a < b ? a : b; }
 VICUS_GEOM int hi(int a, int b) { return a < b ? b : a; }
-VICUS_GEOM int clamp(int x, int least, int most) { return hi(least, lo(x, most)); }
+/// `x` may be a sum of positions and bounds that no int holds.
+VICUS_GEOM int clamp(Count x, int least, int most) {
+  return x < least ? least : x > most ? hi(least, most) : static_cast<int>(x);
+}
 VICUS_GEOM int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /// Positions [begin, end).
@@ -81,9 +84,8 @@ VICUS_GEOM Axis band_axis(int queries, int keys, int left, int right, int offset
   a.keys = keys;
   a.left_open = left < 0;
   a.right_open = right < 0;
-  // A bound wider than both sequences is no bound; cutting it there keeps every sum inside an int.
-  a.left = lo(left, kMaxLen / 2);
-  a.right = lo(right, kMaxLen / 2);
+  a.left = left;
+  a.right = right;
   a.offset = offset;
   return a;
 }
@@ -91,8 +93,9 @@ VICUS_GEOM Axis band_axis(int queries, int keys, int left, int right, int offset
 /// Keys that query `p` sees on this axis. Possibly empty only on a band axis.
 VICUS_GEOM Span window(const Axis& a, int p) {
   if (a.band) {
-    const int begin = a.left_open ? 0 : clamp(p + a.offset - a.left, 0, a.keys);
-    const int end = a.right_open ? a.keys : clamp(p + a.offset + a.right + 1, 0, a.keys);
+    const Count center = static_cast<Count>(p) + a.offset;
+    const int begin = a.left_open ? 0 : clamp(center - a.left, 0, a.keys);
+    const int end = a.right_open ? a.keys : clamp(center + a.right + 1, 0, a.keys);
     return {begin, end};
   }
   const int group = p / a.step * a.step;

@@ -66,6 +66,7 @@ struct BackwardPlan {
   std::array<int, 3> kv_block{};    ///< keys per axis whose gradients are summed together
   int chunk_keys = 0;
   std::array<int, 3> segment{};     ///< query tiles per axis whose gradients one task sums
+  int segment_heads = 1;            ///< and tiles along the heads of a group
   std::int64_t segments = 0;        ///< tasks that sum query gradients, and key gradients where they hold all queries
   std::int64_t border_blocks = 0;   ///< key blocks seen from more than one segment: tasks that sum their gradients
   std::size_t scratch_bytes = 0;    ///< per thread

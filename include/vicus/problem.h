@@ -45,7 +45,7 @@ class VICUS_API AxisValues {
 };
 
 /// Neighborhood attention (NATTEN's field): each axis has a window, see geometry.h for the definition. No value may
-/// exceed 2^30.
+/// exceed 2^29.
 struct Neighborhood {
   AxisValues kernel_size;     ///< Window, >= 1. A window longer than its axis (or residue class) is the whole of it.
   AxisValues stride = 1;      ///< 1 <= stride <= kernel_size: queries that share a window.
@@ -69,10 +69,10 @@ struct Dense {
   std::int64_t window_left = -1, window_right = -1;
   /// Keys of each batch entry that are real (key padding), each in 0..keys; empty when all are. `bottom_right` and the
   /// sliding window then count from the entry's own length.
-  std::vector<std::int64_t> key_lengths;
+  std::vector<std::int64_t> key_lengths = {};
   /// Packed variable-length sequences: batch is 1, sequence s holds queries [cq[s], cq[s + 1]) and keys
   /// [ck[s], ck[s + 1]); both lists start at 0, never decrease and end at the totals. Empty when not packed.
-  std::vector<std::int64_t> cumulative_queries, cumulative_keys;
+  std::vector<std::int64_t> cumulative_queries = {}, cumulative_keys = {};
   friend bool operator==(const Dense&, const Dense&) = default;
 };
 

@@ -14,6 +14,16 @@ void require_absent(const std::string& name, const ConstTensorView& tensor, cons
   if (tensor) throw InvalidArgument(name, "given", allowed);
 }
 
+std::array<NamedView, 7> named(const AttentionInputs& in) {
+  return {{{"query", in.query},
+           {"key", in.key},
+           {"value", in.value},
+           {"additional_keys", in.additional_keys},
+           {"additional_values", in.additional_values},
+           {"rpb", in.rpb},
+           {"attn_bias", in.attn_bias}}};
+}
+
 void check_inputs(const Problem& p, const AttentionInputs& in) {
   require_input("query", in.query, p.query_shape(), p.dtype);
   require_input("key", in.key, p.key_shape(), p.dtype);
@@ -106,6 +116,19 @@ void require_distinct(const std::string& name, const ConstTensorView& tensor) {
   }
 }
 
+void require_separate(std::span<const NamedView> outputs, std::span<const NamedView> inputs) {
+  const auto holds_data = [](const NamedView& t) { return t.view && t.view.numel() > 0; };
+  const auto compare = [&](const NamedView& out, const NamedView& other) {
+    if (holds_data(out) && holds_data(other) && out.view.data() == other.view.data()) {
+      throw InvalidArgument(out.name, std::string("in the memory of ") + other.name, "memory of its own");
+    }
+  };
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j) compare(outputs[i], outputs[j]);
+    for (const NamedView& input : inputs) compare(outputs[i], input);
+  }
+}
+
 void require_input(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape,
                    DType dtype) {
   require_shape(name, tensor, shape);
@@ -134,6 +157,7 @@ void check_forward(const Problem& p, const AttentionInputs& in, const TensorView
   check_inputs(p, in);
   require_output("output", output, p.output_shape(), p.dtype);
   if (logsumexp) require_logsumexp("logsumexp", logsumexp, p.logsumexp_shape(), p.dtype, true);
+  require_separate(std::array<NamedView, 2>{{{"output", output}, {"logsumexp", logsumexp}}}, named(in));
 }
 
 void check_backward(const Problem& p, const AttentionInputs& in, const AttentionGradInputs& grads,
@@ -160,6 +184,17 @@ void check_backward(const Problem& p, const AttentionInputs& in, const Attention
     require_dtype("grad_rpb", out.rpb, std::array{in.rpb.dtype()});
     require_distinct("grad_rpb", out.rpb);
   }
+  const std::array<NamedView, 6> outputs = {{{"grad_query", out.query},
+                                             {"grad_key", out.key},
+                                             {"grad_value", out.value},
+                                             {"grad_additional_keys", out.additional_keys},
+                                             {"grad_additional_values", out.additional_values},
+                                             {"grad_rpb", out.rpb}}};
+  require_separate(outputs, named(in));
+  require_separate(outputs, std::array<NamedView, 4>{{{"output", grads.output},
+                                                      {"logsumexp", grads.logsumexp},
+                                                      {"grad_output", grads.grad_output},
+                                                      {"grad_logsumexp", grads.grad_logsumexp}}});
 }
 
 }  // namespace vicus

@@ -24,6 +24,13 @@ void require_contiguous_rows(const std::string& name, const ConstTensorView& ten
 /// No two elements of an output may share memory.
 void require_distinct(const std::string& name, const ConstTensorView& tensor);
 
+struct NamedView {
+  const char* name;
+  ConstTensorView view;
+};
+/// No output may begin where another output or an input begins.
+void require_separate(std::span<const NamedView> outputs, std::span<const NamedView> inputs);
+
 /// Shape, dtype and contiguous rows of an input; for an output also distinct elements.
 void require_input(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape, DType dtype);
 void require_output(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape, DType dtype);

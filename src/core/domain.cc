@@ -34,6 +34,7 @@ std::int64_t Cell::keys() const {
 Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.batch) {
   if (const auto* dense = std::get_if<Dense>(&problem.mask)) {
     if (!dense->cumulative_queries.empty()) sequences_ = static_cast<std::int64_t>(dense->cumulative_queries.size()) - 1;
+    alike_ = dense->cumulative_queries.empty() && dense->key_lengths.empty();
     return;
   }
   const auto& mask = std::get<Neighborhood>(problem.mask);
@@ -43,6 +44,13 @@ Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.b
     class_count_[static_cast<std::size_t>(grid_axis(problem, i))] = static_cast<int>(count);
     classes_ *= count;
   }
+}
+
+std::pair<std::int64_t, std::int64_t> Domain::cells_of(std::int64_t batch) const {
+  const auto* dense = std::get_if<Dense>(&problem_.mask);
+  const bool packed = dense != nullptr && !dense->cumulative_queries.empty();
+  if (packed) return {0, size()};  // of one batch entry
+  return {batch * classes_, (batch + 1) * classes_};
 }
 
 Cell Domain::cell(std::int64_t index) const {
@@ -72,7 +80,8 @@ Cell Domain::cell(std::int64_t index) const {
     const auto n = static_cast<std::size_t>(a);
     cell.residue[n] = static_cast<int>(klass % class_count_[n]);
     klass /= class_count_[n];
-    cell.dilation[n] = static_cast<int>(mask.dilation[i]);
+    // A dilation beyond the axis makes the same classes as one of its length.
+    cell.dilation[n] = static_cast<int>(std::min(mask.dilation[i], problem_.layout[i]));
     const int len = geometry::class_len(static_cast<int>(problem_.layout[i]), cell.dilation[n], cell.residue[n]);
     cell.grid.axis[a] = geometry::neighborhood_axis(len, static_cast<int>(mask.kernel_size[i]),
                                                     static_cast<int>(mask.stride[i]), mask.is_causal[i] != 0);

@@ -5,8 +5,10 @@
 #ifndef VICUS_CORE_DOMAIN_H_
 #define VICUS_CORE_DOMAIN_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <utility>
 
 #include "vicus/geometry.h"
 #include "vicus/problem.h"
@@ -32,10 +34,15 @@ class Domain {
 
   [[nodiscard]] std::int64_t size() const { return sequences_ * classes_; }
   [[nodiscard]] Cell cell(std::int64_t index) const;
+  /// Cells [first, second) hold the queries of batch entry `batch`.
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> cells_of(std::int64_t batch) const;
+  /// Cells among which the largest is, on every axis: one where all sequences are alike, otherwise all.
+  [[nodiscard]] std::int64_t differing_cells() const { return alike_ ? std::min<std::int64_t>(size(), 1) : size(); }
 
  private:
   const Problem& problem_;
   std::int64_t sequences_ = 0;
+  bool alike_ = true;  ///< all sequences have the same lengths
   std::int64_t classes_ = 1;
   Position class_count_{1, 1, 1};
 };

@@ -14,7 +14,8 @@ std::vector<Family> families(const Problem& problem) {
     // Sequences of equal lengths, in the order they first appear.
     std::vector<Family> list;
     std::map<std::pair<int, int>, std::size_t> known;
-    for (std::int64_t i = 0; i < domain.size(); ++i) {
+    const std::int64_t differing = domain.differing_cells();
+    for (std::int64_t i = 0; i < differing; ++i) {
       const geometry::Grid grid = domain.cell(i).grid;
       const auto [place, added] = known.try_emplace({grid.axis[2].queries, grid.axis[2].keys}, list.size());
       if (added) {
@@ -23,7 +24,7 @@ std::vector<Family> families(const Problem& problem) {
         for (std::size_t a = 0; a < 3; ++a) family.axes[a] = {{grid.axis[a], 1}};
         list.push_back(std::move(family));
       }
-      list[place->second].cells += 1;
+      list[place->second].cells += static_cast<double>(domain.size()) / static_cast<double>(differing);
     }
     return list;
   }

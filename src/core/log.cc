@@ -10,8 +10,8 @@ namespace {
 constexpr int kOff = 1 << 10;
 std::atomic<int> least_level{kOff};
 
-std::mutex& sink_mutex() {
-  static std::mutex mutex;
+std::recursive_mutex& sink_mutex() {  // a sink may use the library
+  static std::recursive_mutex mutex;
   return mutex;
 }
 
@@ -33,7 +33,8 @@ bool log_wanted(LogLevel level) noexcept { return static_cast<int>(level) >= lea
 void log(LogLevel level, std::string_view message) {
   if (!log_wanted(level)) return;
   const std::lock_guard lock(sink_mutex());
-  if (sink()) sink()(level, message);
+  const LogSink current = sink();  // which a sink may replace
+  if (current) current(level, message);
 }
 
 }  // namespace vicus

@@ -22,6 +22,8 @@ struct EngineName {
 constexpr std::array kEngines = {EngineName{Engine::automatic, "auto"}, EngineName{Engine::reference, "reference"},
                                  EngineName{Engine::cpu, "cpu"}};
 
+constexpr int kMaxThreads = 1024;
+
 double tensor_bytes(const Problem& p, double tokens, std::int64_t heads, std::int64_t width) {
   return tokens * static_cast<double>(heads * width) * static_cast<double>(dtype_size(p.dtype));
 }
@@ -70,7 +72,9 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   Plan plan;
   plan.problem = validate(problem);
   const Problem& p = plan.problem;
-  if (options.threads < 0) throw InvalidArgument("threads", std::to_string(options.threads), ">= 0");
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    throw InvalidArgument("threads", std::to_string(options.threads), "0 to " + std::to_string(kMaxThreads));
+  }
   plan.threads = options.threads > 0 ? options.threads : cpu::default_threads();
   if (options.engine == Engine::automatic) {
     const std::string why_not = supports(p, Engine::cpu);
@@ -104,7 +108,11 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   const double worth = std::max(plan.forward_flops * 1e-6, 1.0);
   if (options.threads == 0 && worth < plan.threads) plan.threads = static_cast<int>(worth);
   if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
-  if (log_wanted(LogLevel::debug)) log(LogLevel::debug, describe(plan));
+  if (log_wanted(LogLevel::debug)) {
+    std::string text = describe(plan);
+    text.pop_back();  // a message has no line end
+    log(LogLevel::debug, text);
+  }
   return plan;
 }
 
@@ -145,13 +153,14 @@ std::string describe(const Plan& plan) {
   text += format("backward query tile %s of %d heads in %d rows, key block %s, %d keys a step\n",
                  extent_text(b.tile.extent, rank).c_str(), b.tile.heads, b.tile.rows, extent_text(b.kv_block, rank).c_str(),
                  b.chunk_keys);
-  text += format("         work ratio %.3f, %lld segments of %s tiles, %lld border blocks, %.3f MiB scratch a thread\n",
-                 b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(),
+  text += format("         work ratio %.3f, %lld segments of %s tiles of %d head tiles, %lld border blocks, %.3f MiB scratch a thread\n",
+                 b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(), b.segment_heads,
                  static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
+  const double best = plan.candidates.empty() ? 0 : plan.candidates.front().cost;
   text += "tiles considered (rows, extent, work ratio, relative cost)\n";
   for (const TileCandidate& c : plan.candidates) {
     text += format("         %2d  %-10s x%-3d %.3f  %.3f\n", c.tile.rows, extent_text(c.tile.extent, rank).c_str(),
-                   c.tile.heads, c.work_ratio, c.cost / plan.candidates.front().cost);
+                   c.tile.heads, c.work_ratio, best > 0 ? c.cost / best : 1.0);
   }
   return text;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <sstream>
 
 #include "core/checks.h"
@@ -96,6 +97,21 @@ void check_dense(const Dense& mask, const Problem& problem) {
   }
 }
 
+// Every tensor must be addressable, also where an extent is zero.
+void check_size(const Problem& p) {
+  std::int64_t tokens = 1;
+  bool fits = true;
+  for (int i = 0; i < p.rank(); ++i) {
+    fits = fits && !__builtin_mul_overflow(tokens, std::max<std::int64_t>(p.layout[i], 1), &tokens);
+  }
+  if (const auto* dense = std::get_if<Dense>(&p.mask)) tokens = std::max(tokens, dense->keys);
+  tokens = std::max(tokens, p.additional_tokens);
+  for (const std::int64_t extent : {p.batch, p.heads, std::max(p.head_dim, p.head_dim_v)}) {
+    fits = fits && !__builtin_mul_overflow(tokens, std::max<std::int64_t>(extent, 1), &tokens);
+  }
+  if (!fits) throw InvalidArgument("layout", p.layout.text(), "tensors of fewer than 2^63 elements");
+}
+
 std::vector<std::int64_t> token_shape(const Problem& p, bool of_keys, std::initializer_list<std::int64_t> tail) {
   std::vector<std::int64_t> shape = {p.batch};
   if (of_keys && p.dense()) {
@@ -184,6 +200,7 @@ std::vector<std::int64_t> Problem::additional_values_shape() const {
   return {batch, additional_tokens, heads_kv, head_dim_v};
 }
 std::vector<std::int64_t> Problem::rpb_shape() const {
+  if (dense()) throw InvalidArgument("rpb", "asked for", "neighborhood attention only");
   std::vector<std::int64_t> shape = {heads};
   const auto& window = std::get<Neighborhood>(mask).kernel_size;
   for (int i = 0; i < rank(); ++i) shape.push_back(2 * window[i] - 1);
@@ -204,20 +221,19 @@ Problem validate(Problem p) {
   require_range("head_dim", p.head_dim, 1, kMaxHeadDim);
   if (p.head_dim_v == 0) p.head_dim_v = p.head_dim;
   require_range("head_dim_v", p.head_dim_v, 1, kMaxHeadDim);
-  if (p.scale && !std::isfinite(*p.scale)) throw InvalidArgument("scale", std::to_string(*p.scale), "a finite number");
-  require_range("additional_tokens", p.additional_tokens, 0, geometry::kMaxLen);
-  std::int64_t elements = p.batch * p.heads;  // at most 2^60
-  for (const std::int64_t extent : {p.layout[0], p.rank() > 1 ? p.layout[1] : 1, p.rank() > 2 ? p.layout[2] : 1,
-                                    std::max(p.head_dim, p.head_dim_v)}) {
-    if (__builtin_mul_overflow(elements, extent, &elements)) {
-      throw InvalidArgument("layout", p.layout.text(), "tensors of fewer than 2^63 elements");
+  if (p.scale) {
+    const double most = p.dtype == DType::float64 ? std::numeric_limits<double>::max() / 2 : std::numeric_limits<float>::max() / 2;
+    if (!(std::abs(*p.scale) <= most)) {
+      throw InvalidArgument("scale", std::to_string(*p.scale), "a finite number of the type that is computed in");
     }
   }
+  require_range("additional_tokens", p.additional_tokens, 0, geometry::kMaxLen);
   if (auto* neighborhood = std::get_if<Neighborhood>(&p.mask)) {
     check_neighborhood(*neighborhood, p);
   } else {
     check_dense(std::get<Dense>(p.mask), p);
   }
+  check_size(p);
   return p;
 }
 

@@ -34,13 +34,15 @@ void softmax_gradient(T* scores, T* grad_scores, int keys, const T* bias, const 
     for (int k = 0; k < keys; ++k, s_column += kRows, g_column += kRows) {
       auto s = hn::LoadU(d, s_column);
       if (bias != nullptr) s = hn::Add(s, hn::LoadU(d, bias + static_cast<std::size_t>(k) * kRows + first));
+      // Weights are at most 1; rounding of large scores must not make more of them. In this order a NaN stays.
+      s = hn::Min(hn::Zero(d), hn::Sub(s, base));
       if (masks != nullptr) {
         const auto seen = lanes_of(d, masks[k], first);
-        const auto p = exp2(d, hn::IfThenElse(seen, hn::Sub(s, base), hidden));
+        const auto p = exp2(d, hn::IfThenElse(seen, s, hidden));
         hn::StoreU(p, d, s_column);
         hn::StoreU(hn::IfThenElseZero(seen, hn::Mul(p, hn::Sub(hn::LoadU(d, g_column), shift))), d, g_column);
       } else {
-        const auto p = exp2(d, hn::Sub(s, base));
+        const auto p = exp2(d, s);
         hn::StoreU(p, d, s_column);
         hn::StoreU(hn::Mul(p, hn::Sub(hn::LoadU(d, g_column), shift)), d, g_column);
       }
@@ -56,8 +58,7 @@ class BackwardTask {
         group_(static_cast<int>(p_.heads / p_.heads_kv)),
         head_tiles_(geometry::ceil_div(group_, plan_.tile.heads)), scale_(static_cast<T>(p_.effective_scale())) {
     const BackwardLayout& l = c_.layout;
-    const auto kv = static_cast<std::size_t>(plan_.kv_block[0]) * static_cast<std::size_t>(plan_.kv_block[1]) *
-                    static_cast<std::size_t>(plan_.kv_block[2]) * kBlock;
+    const std::size_t kv = l.capacity * kBlock;
     const int d = static_cast<int>(p_.head_dim), dv = static_cast<int>(p_.head_dim_v);
     keys_ = {at(l.keys), d, kBlock, kv};
     values_ = {at(l.values), dv, kBlock, kv};
@@ -91,20 +92,22 @@ class BackwardTask {
   // --- The three kinds of tasks. ------------------------------------------------------------------------------------
 
   void segment_task(std::int64_t task) {
-    const std::int64_t per_head = c_.domain.size() * c_.segments_per_head;
     if (c_.rpb_slots == 0) {
-      kv_head_ = task / c_.segments_per_head % p_.heads_kv;
-      return segment(c_.domain.cell(task / c_.segments_per_head / p_.heads_kv), task % c_.segments_per_head);
+      kv_head_ = task % p_.heads_kv;
+      return segment(c_.segments.locate(task / p_.heads_kv));
     }
     kv_head_ = task / c_.rpb_slots;
     rpb_sums_ = c_.rpb_sums.data() + task * group_ * c_.rpb_table;
-    for (std::int64_t i = task % c_.rpb_slots; i < per_head; i += c_.rpb_slots) {
-      segment(c_.domain.cell(i / c_.segments_per_head), i % c_.segments_per_head);
-    }
+    for (std::int64_t i = task % c_.rpb_slots; i < c_.segments.total(); i += c_.rpb_slots) segment(c_.segments.locate(i));
   }
 
-  void segment(const Cell& cell, std::int64_t index) {
-    if (!start_cell(cell)) return;
+  void segment(const CellTasks::Place& place) {
+    if (!start_cell(c_.domain.cell(place.cell))) return;
+    std::int64_t index = place.local;
+    const int head_pieces = geometry::ceil_div(head_tiles_, plan_.segment_heads);
+    first_head_tile_ = static_cast<int>(index % head_pieces) * plan_.segment_heads;
+    last_head_tile_ = geometry::lo(first_head_tile_ + plan_.segment_heads, head_tiles_);
+    index /= head_pieces;
     Box tiles;  // of the segment
     for (int a = geometry::kRank; a-- > 0;) {
       const auto n = static_cast<std::size_t>(a);
@@ -114,7 +117,7 @@ class BackwardTask {
     }
     if (index > 0) return;
     const Box queries = queries_of_tiles(tiles);
-    const std::size_t slots = static_cast<std::size_t>(head_tiles_) * static_cast<std::size_t>(tiles.volume());
+    const std::size_t slots = static_cast<std::size_t>(last_head_tile_ - first_head_tile_) * static_cast<std::size_t>(tiles.volume());
     std::fill_n(at(c_.layout.grad_query), slots * c_.layout.grad_query_step / sizeof(T), T{0});
 
     sum_queries_ = true;
@@ -123,7 +126,7 @@ class BackwardTask {
       for_each_box(blocks_over(hull), {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         const Box block = block_box(one);
         const Box seen_by = geometry::queries_of(cell_.grid, block);
-        own_keys_ = queries.contains(seen_by);
+        own_keys_ = head_pieces == 1 && queries.contains(seen_by);
         if (start_block(block)) visit_tiles(tiles, tiles_over(seen_by));
         end_block(block);
       });
@@ -138,12 +141,17 @@ class BackwardTask {
     if (c_.out.query) store_queries(tiles);
   }
 
+  void all_heads() {
+    first_head_tile_ = 0;
+    last_head_tile_ = head_tiles_;
+  }
+
   void border_task(std::int64_t task) {
-    kv_head_ = task / c_.blocks_per_head % p_.heads_kv;
-    if (!start_cell(c_.domain.cell(task / c_.blocks_per_head / p_.heads_kv))) {
-      // Keys of a sequence without queries still have gradients: zeros.
-    }
-    std::int64_t index = task % c_.blocks_per_head;
+    all_heads();
+    kv_head_ = task % p_.heads_kv;
+    const CellTasks::Place place = c_.blocks.locate(task / p_.heads_kv);
+    start_cell(c_.domain.cell(place.cell));  // keys without queries get zeros too
+    std::int64_t index = place.local;
     Box one;
     for (int a = geometry::kRank; a-- > 0;) {
       const auto n = static_cast<std::size_t>(a);
@@ -167,15 +175,16 @@ class BackwardTask {
   }
 
   void additional_task(std::int64_t task) {
+    all_heads();
     const std::int64_t index = task % c_.additional_blocks;
     kv_head_ = task / c_.additional_blocks % p_.heads_kv;
     const std::int64_t batch = task / c_.additional_blocks / p_.heads_kv;
     const int extent = additional_extent();
     const Box block = {{{0, 1}, {0, 1}, geometry::tile_span(static_cast<int>(index), extent, static_cast<int>(p_.additional_tokens))}};
     bool started = false;
-    for (std::int64_t i = 0; i < c_.domain.size(); ++i) {
+    const auto [first, last] = c_.domain.cells_of(batch);
+    for (std::int64_t i = first; i < last; ++i) {
       const Cell cell = c_.domain.cell(i);
-      if (cell.batch != batch) continue;
       const bool any = start_cell(cell);
       if (!started) {
         own_keys_ = true;
@@ -241,6 +250,7 @@ class BackwardTask {
   }
 
   bool in_one_segment(const Box& queries) const {
+    if (plan_.segment_heads < head_tiles_) return false;
     for (int a = 0; a < geometry::kRank; ++a) {
       const auto n = static_cast<std::size_t>(a);
       const int extent = plan_.segment[n] * plan_.tile.extent[n];
@@ -250,7 +260,7 @@ class BackwardTask {
   }
 
   Box all_additional() const { return {{{0, 1}, {0, 1}, {0, static_cast<int>(p_.additional_tokens)}}}; }
-  int additional_extent() const { return plan_.kv_block[0] * plan_.kv_block[1] * plan_.kv_block[2]; }
+  int additional_extent() const { return static_cast<int>(c_.layout.capacity); }
 
   // --- Key blocks. --------------------------------------------------------------------------------------------------
 
@@ -293,10 +303,10 @@ class BackwardTask {
 
   // --- Visits. ------------------------------------------------------------------------------------------------------
 
-  // All heads of the group, the tiles of `segment` that lie in `wanted`. dQ sums lie in the order of the segment.
+  // Heads of this task, the tiles of `segment` that lie in `wanted`. dQ sums lie in the order of the segment.
   void visit_tiles(const Box& segment, const Box& wanted) {
     const Box tiles = geometry::intersect(segment, wanted);
-    for (int h = 0; h < head_tiles_; ++h) {
+    for (int h = first_head_tile_; h < last_head_tile_; ++h) {
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) HWY_ATTR { visit(tile_of(one, h), slot_of(segment, one, h)); });
     }
   }
@@ -311,7 +321,7 @@ class BackwardTask {
   }
 
   T* slot_of(const Box& segment, const Box& one, int h) const {
-    std::size_t slot = static_cast<std::size_t>(h);
+    auto slot = static_cast<std::size_t>(h - first_head_tile_);
     for (int a = 0; a < geometry::kRank; ++a) {
       slot = slot * static_cast<std::size_t>(segment.axis[a].size()) +
              static_cast<std::size_t>(one.axis[a].begin - segment.axis[a].begin);
@@ -440,7 +450,7 @@ class BackwardTask {
     T factor[kRows];
     std::fill_n(factor, kRows, scale_);
     const RowMap map = row_map(c_.out.query, p_, cell_, cell_.first_query);
-    for (int h = 0; h < head_tiles_; ++h) {
+    for (int h = first_head_tile_; h < last_head_tile_; ++h) {
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         store_tile(slot_of(tiles, one, h), factor, static_cast<int>(p_.head_dim), kRows, c_.out.query, map,
                    tile_of(one, h), scores_, transpose_);
@@ -460,6 +470,7 @@ class BackwardTask {
   Run* runs_;
 
   std::int64_t kv_head_ = 0;
+  int first_head_tile_ = 0, last_head_tile_ = 0;  // of the group: what this task visits
   Cell cell_;
   Position tile_count_{};
   double* rpb_sums_ = nullptr;

@@ -51,41 +51,41 @@ void store_rpb(const BackwardContext& c) {
 
 }  // namespace
 
-std::int64_t segment_tile_count(const Problem& p, const BackwardPlan& plan) {
-  const std::int64_t group = p.heads / p.heads_kv;
-  return (group + plan.tile.heads - 1) / plan.tile.heads * plan.segment[0] * plan.segment[1] * plan.segment[2];
+std::int64_t segment_tile_count(const BackwardPlan& plan) {
+  return std::int64_t{1} * plan.segment_heads * plan.segment[0] * plan.segment[1] * plan.segment[2];
 }
 
 BackwardContext::BackwardContext(const Plan& the_plan, const AttentionInputs& inputs,
                                  const AttentionGradInputs& grad_inputs, const AttentionGradients& gradients)
     : plan(the_plan), problem(the_plan.problem), in(inputs), grads(grad_inputs), out(gradients), domain(problem),
-      layout(problem, plan.backward, segment_tile_count(problem, plan.backward)) {
+      layout(problem, plan.backward, segment_tile_count(plan.backward)) {
   const BackwardPlan& b = plan.backward;
-  const std::int64_t cells = domain.size();
-  for (std::int64_t i = 0; i < cells; ++i) {
-    const Cell cell = domain.cell(i);
-    std::int64_t segments = 1, blocks = 1;
+  const int head_tiles = geometry::ceil_div(static_cast<int>(problem.heads / problem.heads_kv), b.tile.heads);
+  segments = CellTasks(domain, [&](const Cell& cell) {
+    std::int64_t n = geometry::ceil_div(head_tiles, b.segment_heads);
     for (std::size_t a = 0; a < geometry::kRank; ++a) {
-      const geometry::Axis& axis = cell.grid.axis[a];
-      segments *= geometry::ceil_div(geometry::ceil_div(axis.queries, b.tile.extent[a]), b.segment[a]);
-      blocks *= geometry::ceil_div(axis.keys, b.kv_block[a]);
+      n *= geometry::ceil_div(geometry::ceil_div(cell.grid.axis[a].queries, b.tile.extent[a]), b.segment[a]);
     }
-    segments_per_head = std::max(segments_per_head, segments);
-    blocks_per_head = std::max(blocks_per_head, blocks);
-  }
-  segment_tasks = cells * problem.heads_kv * segments_per_head;
+    return n;
+  });
+  blocks = CellTasks(domain, [&](const Cell& cell) {
+    std::int64_t n = 1;
+    for (std::size_t a = 0; a < geometry::kRank; ++a) n *= geometry::ceil_div(cell.grid.axis[a].keys, b.kv_block[a]);
+    return n;
+  });
+  segment_tasks = segments.total() * problem.heads_kv;
   if (out.rpb) {
     std::int64_t table = 1;
     for (int a = 0; a < problem.rank(); ++a) table *= out.rpb.size(1 + a);
     rpb_table = table;
-    rpb_slots = std::clamp<std::int64_t>(kRpbSlots / problem.heads_kv, 1, std::max<std::int64_t>(cells * segments_per_head, 1));
+    rpb_slots = std::clamp<std::int64_t>(kRpbSlots / problem.heads_kv, 1, std::max<std::int64_t>(segments.total(), 1));
     segment_tasks = problem.heads_kv * rpb_slots;
     rpb_sums.assign(static_cast<std::size_t>(problem.heads * rpb_slots * table), 0.0);
   }
   const bool key_gradients = out.key || out.value;
-  if (key_gradients && b.border_blocks > 0) border_tasks = cells * problem.heads_kv * blocks_per_head;
+  if (key_gradients && b.border_blocks > 0) border_tasks = blocks.total() * problem.heads_kv;
   if (problem.additional_tokens > 0 && (out.additional_keys || out.additional_values)) {
-    const std::int64_t block = std::int64_t{1} * b.kv_block[0] * b.kv_block[1] * b.kv_block[2];
+    const auto block = static_cast<std::int64_t>(layout.capacity);
     additional_blocks = (problem.additional_tokens + block - 1) / block;
     additional_tasks = problem.batch * problem.heads_kv * additional_blocks;
   }

@@ -4,21 +4,22 @@
 // sums their dQ over all key blocks they see. Where all queries of a key block lie in the segment, the same visit also
 // sums the block's dK and dV: five products per pair. Key blocks seen from several segments are *border* tasks of their
 // own, which compute scores once more: seven products per pair there. One segment per head is the classic single pass;
-// more segments buy parallelism and bounded scratch. Every sum has one owner and one order: results are bit-exact
-// whatever the segments and threads.
+// more segments buy parallelism and bounded scratch. Every sum has one owner and one order, so results are bit-exact from
+// run to run; dQ, dK and dV also do not depend on how queries were cut into segments.
 #ifndef VICUS_CPU_BACKWARD_H_
 #define VICUS_CPU_BACKWARD_H_
 
 #include <vector>
 
 #include "core/domain.h"
+#include "cpu/cell_tasks.h"
 #include "cpu/layout.h"
 #include "vicus/attention.h"
 
 namespace vicus::cpu {
 
-/// Query tiles of one segment of one key/value head, all query heads of its group included.
-[[nodiscard]] std::int64_t segment_tile_count(const Problem& problem, const BackwardPlan& plan);
+/// Query tiles of one segment of one key/value head.
+[[nodiscard]] std::int64_t segment_tile_count(const BackwardPlan& plan);
 
 struct BackwardContext {
   BackwardContext(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
@@ -33,8 +34,9 @@ struct BackwardContext {
   BackwardLayout layout;
 
   /// The numbering of tasks: segments (or, for the gradient of rpb, slots of segments), border blocks, blocks of
-  /// additional tokens. Cells have as many of each as the largest of them; a task may find nothing to do.
-  std::int64_t segments_per_head = 0, blocks_per_head = 0, additional_blocks = 0;
+  /// additional tokens; in each kind the key/value heads of a task are neighbours.
+  CellTasks segments, blocks;
+  std::int64_t additional_blocks = 0;
   std::int64_t segment_tasks = 0, border_tasks = 0, additional_tasks = 0;
   [[nodiscard]] std::int64_t tasks() const { return segment_tasks + border_tasks + additional_tasks; }
 

@@ -115,9 +115,14 @@ void add_attn_bias(const ConstTensorView& mask, std::int64_t batch, const Tile& 
       const std::uint64_t bit = std::uint64_t{1} << lane;
       if ((visit.masks[first + k] & bit) == 0) continue;
       const std::int64_t key = visit.sub.axis[2].begin + first + k;
-      const auto value = static_cast<T>(load_element(mask.data(), mask.dtype(), row + key * mask.stride(3)));
-      if (value == -kInfinity<T>) visit.masks[first + k] &= ~bit;
-      else bias[k * rows + lane] += value * kLog2E<T>;
+      const double value = load_element(mask.data(), mask.dtype(), row + key * mask.stride(3));
+      if (value == -kInfinity<double>) {
+        visit.masks[first + k] &= ~bit;
+      } else {  // a finite bias hides nothing: the most negative numbers must not become -inf
+        constexpr double kLeast = static_cast<double>(std::numeric_limits<T>::lowest()) / 2;
+        const double scaled = value * kLog2E<double>;
+        bias[k * rows + lane] += static_cast<T>(scaled < kLeast ? kLeast : scaled);  // a NaN stays
+      }
     }
   });
 }

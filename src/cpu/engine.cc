@@ -60,7 +60,7 @@ int default_threads() noexcept { return omp_get_max_threads(); }
 void forward(const Plan& plan, const AttentionInputs& in, const TensorView& output, const TensorView& logsumexp) {
   const ForwardContext context(plan, in, output, logsumexp);
   const auto task = plan.problem.dtype == DType::float64 ? forward_task_f64 : forward_task_f32;
-  parallel_tasks(plan.threads, plan.forward.tasks, context.layout.bytes,
+  parallel_tasks(plan.threads, context.tasks(), context.layout.bytes,
                  [&](std::int64_t index, std::byte* scratch) { task(context, index, scratch); });
 }
 

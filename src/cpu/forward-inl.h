@@ -121,28 +121,26 @@ class ForwardTask {
 
   // Cell and tiles of a task.
   Cell select(std::int64_t task) {
-    const std::int64_t per_head = c_.plan.forward.tasks / (c_.domain.size() * p_.heads_kv);
-    const Cell cell = c_.domain.cell(task / p_.heads_kv / per_head);
-    kv_head_ = task % p_.heads_kv;
-    // From the last block to the first: with a causal mask the longest work starts first.
-    std::int64_t block = per_head - 1 - task / p_.heads_kv % per_head;
     tiles_ = 0;
-    Position tile_count{}, block_count{}, at{};
-    for (std::size_t a = 0; a < 3; ++a) {
-      tile_count[a] = geometry::ceil_div(cell.grid.axis[a].queries, plan_.tile.extent[a]);
-      block_count[a] = geometry::ceil_div(tile_count[a], plan_.stack[a]);
-      if (tile_count[a] == 0) return cell;
+    kv_head_ = task % p_.heads_kv;
+    task /= p_.heads_kv;
+    const int head_block = static_cast<int>(task % c_.head_blocks);
+    const CellTasks::Place place = c_.blocks.locate(task / c_.head_blocks);
+    const Cell cell = c_.domain.cell(place.cell);
+    Position tile_count{}, at{};
+    std::int64_t count = 1;
+    for (int a = 0; a < geometry::kRank; ++a) {
+      tile_count[static_cast<std::size_t>(a)] = c_.tile_count(cell, a);
+      count *= c_.block_count(cell, a);
     }
-    const int head_tiles = geometry::ceil_div(group_, plan_.tile.heads);
-    const int head_blocks = geometry::ceil_div(head_tiles, plan_.stack_heads);
-    const int head_block = static_cast<int>(block % head_blocks);
-    block /= head_blocks;
-    for (std::size_t a = 3; a-- > 0;) {
-      at[a] = static_cast<int>(block % block_count[a]);
-      block /= block_count[a];
+    if (place.local >= count) return cell;
+    // From the last block to the first: with a causal mask the longest work starts first.
+    std::int64_t block = count - 1 - place.local;
+    for (int a = geometry::kRank; a-- > 0;) {
+      at[static_cast<std::size_t>(a)] = static_cast<int>(block % c_.block_count(cell, a));
+      block /= c_.block_count(cell, a);
     }
-    if (block > 0) return cell;
-    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, head_tiles); ++h) {
+    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, c_.head_tiles); ++h) {
       const Box tiles = {{block_tiles(0, at, tile_count), block_tiles(1, at, tile_count), block_tiles(2, at, tile_count)}};
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) {
         Tile tile;
@@ -259,7 +257,8 @@ class ForwardTask {
       const auto sum = hn::LoadU(d, s.sum + r);
       const auto lse = hn::MulAdd(hn::LoadU(d, s.top + r), hn::Set(d, std::numbers::ln2_v<T>), hn::Log(d, sum));
       const auto none = hn::Set(d, -kInfinity<T>);
-      hn::StoreU(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), none, lse), d, s.top + r);
+      const auto seen = hn::IfThenElse(hn::IsNaN(sum), sum, lse);  // Highway's Log takes no NaN
+      hn::StoreU(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), none, seen), d, s.top + r);
     }
     const RowMap map = row_map(c_.logsumexp, p_, cell, cell.first_query);
     s.tile.for_each_lane([&](int lane, int head, const Position& q) {

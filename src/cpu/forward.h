@@ -3,18 +3,34 @@
 #define VICUS_CPU_FORWARD_H_
 
 #include "core/domain.h"
+#include "cpu/cell_tasks.h"
 #include "cpu/layout.h"
 #include "vicus/attention.h"
 
 namespace vicus::cpu {
 
-/// Tasks are numbered cell by cell, in a cell block by block, then key/value head by head: the heads of a token are
-/// neighbours in memory, so that a block's pages and cache lines serve all heads before they are left. A block is a stack
-/// of query tiles that share packed keys. Cells have as many blocks as the largest of them: a task may find nothing to do.
+/// Tasks are numbered cell by cell, in a cell block by block, then head by head: the heads of a token are neighbours in
+/// memory, so that a block's pages and cache lines serve all heads before they are left. A block is a stack of query tiles
+/// that share packed keys.
 struct ForwardContext {
   ForwardContext(const Plan& the_plan, const AttentionInputs& inputs, const TensorView& out, const TensorView& lse)
       : plan(the_plan), problem(the_plan.problem), in(inputs), output(out), logsumexp(lse), domain(problem),
-        layout(problem, plan.forward) {}
+        layout(problem, plan.forward),
+        head_tiles(geometry::ceil_div(static_cast<int>(problem.heads / problem.heads_kv), plan.forward.tile.heads)),
+        head_blocks(geometry::ceil_div(head_tiles, plan.forward.stack_heads)),
+        blocks(domain, [this](const Cell& cell) {
+          std::int64_t n = 1;
+          for (int a = 0; a < geometry::kRank; ++a) n *= block_count(cell, a);
+          return n;
+        }) {}
+
+  [[nodiscard]] int tile_count(const Cell& cell, int a) const {
+    return geometry::ceil_div(cell.grid.axis[a].queries, plan.forward.tile.extent[static_cast<std::size_t>(a)]);
+  }
+  [[nodiscard]] int block_count(const Cell& cell, int a) const {
+    return geometry::ceil_div(tile_count(cell, a), plan.forward.stack[static_cast<std::size_t>(a)]);
+  }
+  [[nodiscard]] std::int64_t tasks() const { return blocks.total() * head_blocks * problem.heads_kv; }
 
   const Plan& plan;
   const Problem& problem;
@@ -23,6 +39,8 @@ struct ForwardContext {
   const TensorView& logsumexp;
   Domain domain;
   ForwardLayout layout;
+  int head_tiles, head_blocks;  ///< of one key/value head
+  CellTasks blocks;
 };
 
 /// Runs one task in `scratch` (layout.bytes, 64-byte aligned), on the best target of this machine.

@@ -41,8 +41,11 @@ BackwardLayout::BackwardLayout(const Problem& p, const BackwardPlan& plan, std::
   const std::size_t element = element_bytes(p.dtype);
   const auto rows = static_cast<std::size_t>(plan.tile.rows);
   const auto chunk = static_cast<std::size_t>(plan.chunk_keys);
-  const auto kv = static_cast<std::size_t>(plan.kv_block[0]) * static_cast<std::size_t>(plan.kv_block[1]) *
-                  static_cast<std::size_t>(plan.kv_block[2]);
+  // Key blocks of small residue classes are small; additional tokens go in blocks of at least 64.
+  const std::size_t kv = std::max(static_cast<std::size_t>(plan.kv_block[0]) * static_cast<std::size_t>(plan.kv_block[1]) *
+                                      static_cast<std::size_t>(plan.kv_block[2]),
+                                  static_cast<std::size_t>(std::min<std::int64_t>(p.additional_tokens, 64)));
+  capacity = kv;
   const std::size_t row_bytes = kBlock * element;
   const auto d_blocks = static_cast<std::size_t>(blocks(p.head_dim));
   const auto dv_blocks = static_cast<std::size_t>(blocks(p.head_dim_v));

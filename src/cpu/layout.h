@@ -58,6 +58,7 @@ struct ForwardLayout {
 struct BackwardLayout {
   BackwardLayout(const Problem& problem, const BackwardPlan& plan, std::int64_t tiles);
 
+  std::size_t capacity;                     ///< rows of the packed panels: a key block, or additional tokens
   std::size_t grad_query, grad_query_step;  ///< [tiles] of [D][rows]
   std::size_t keys, values, grad_keys, grad_values;      ///< packed rows of one key block
   std::size_t query_rows, query, grad_out_rows, grad_out;  ///< the query tile, as rows and as lanes

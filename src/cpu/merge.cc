@@ -70,7 +70,12 @@ class Parts {
     double top = -std::numeric_limits<double>::infinity();
     for (std::size_t i = 0; i < count(); ++i) {
       weight[i] = load_element(logsumexps_[i].data(), logsumexps_[i].dtype(), offset(logsumexps_[i], r));
-      if (!(weight[i] <= top)) top = weight[i];  // a NaN is kept
+      if (std::isnan(weight[i]) || weight[i] > top) top = weight[i];
+      if (std::isnan(top)) break;
+    }
+    if (std::isnan(top)) {
+      for (std::size_t i = 0; i < count(); ++i) weight[i] = top;
+      return top;
     }
     if (top == -std::numeric_limits<double>::infinity()) {
       for (std::size_t i = 0; i < count(); ++i) weight[i] = 0;

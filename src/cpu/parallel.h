@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <new>
 
@@ -37,20 +38,29 @@ class ScratchPool {
 };
 
 /// Calls `run(task, scratch)` for every task below `tasks`, on at most `threads` threads; a free thread takes the next
-/// task. Memory is taken before the threads start: nothing inside them throws.
+/// task. Scratch is taken before the threads start; what a task throws is thrown again after they ended. Many more threads
+/// than processors would gain nothing, and OpenMP ends the process when it cannot make one.
 template <class Run>
 void parallel_tasks(int threads, std::int64_t tasks, std::size_t scratch_bytes, const Run& run) {
   if (tasks <= 0) return;
-  const int team = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  const int most = std::max(4 * omp_get_num_procs(), 16);
+  const int team = static_cast<int>(std::min<std::int64_t>(std::min(threads, most), tasks));
   std::byte* const scratch = ScratchPool::get(scratch_bytes * static_cast<std::size_t>(team));
   if (team == 1) {
     for (std::int64_t task = 0; task < tasks; ++task) run(task, scratch);
     return;
   }
+  std::exception_ptr failure;
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1)
   for (std::int64_t task = 0; task < tasks; ++task) {
-    run(task, scratch + scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
+    try {
+      run(task, scratch + scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
+    } catch (...) {
+#pragma omp critical(vicus_failure)
+      failure = std::current_exception();
+    }
   }
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace vicus::cpu

@@ -142,7 +142,7 @@ Scored score(const Problem& p, AxisSums& sums, const QueryTile& tile, const geom
 /// Extents worth trying on an axis of `len` positions: powers of two and the whole axis.
 std::vector<int> extents(int len) {
   std::vector<int> list;
-  for (int e = 1; e <= kMaxRows && e < 2 * len; e *= 2) list.push_back(std::min(e, len));
+  for (int e = 1; e <= kMaxRows && e / 2 < len; e *= 2) list.push_back(std::min(e, len));
   if (len <= kMaxRows && list.back() != len) list.push_back(len);
   return list;
 }
@@ -184,7 +184,8 @@ int packed_keys(std::size_t bytes_per_key, std::size_t budget, int chunk) {
   return std::max(static_cast<int>(std::min<std::size_t>(budget / bytes_per_key, 1024)), chunk);
 }
 
-void plan_forward(Plan& plan, const Scored& best, const geometry::Grid& grid, std::int64_t cells) {
+void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& list, const geometry::Grid& grid,
+                  std::int64_t cells) {
   const Problem& p = plan.problem;
   const int group = static_cast<int>(p.heads / p.heads_kv);
   const std::size_t element = element_bytes(p.dtype);
@@ -225,7 +226,14 @@ void plan_forward(Plan& plan, const Scored& best, const geometry::Grid& grid, st
     if (grow < 0) break;
     f.stack[static_cast<std::size_t>(grow)] *= 2;
   }
-  f.tasks = tasks();
+  double blocks = 0;
+  for (const Family& family : list) {
+    blocks += family.sum([&](int a, const geometry::Axis& axis) {
+      const auto n = static_cast<std::size_t>(a);
+      return static_cast<double>(geometry::ceil_div(geometry::ceil_div(axis.queries, f.tile.extent[n]), f.stack[n]));
+    });
+  }
+  f.tasks = static_cast<std::int64_t>(blocks) * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
   f.scratch_bytes = ForwardLayout(p, f).bytes;
   f.work = {plan.mask_pairs, best.pairs};
 }
@@ -273,8 +281,8 @@ Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries)
 }
 
 /// Share of pairs in key blocks that lie inside one segment, for the largest cell.
-double interior_share(const geometry::Grid& grid, const BackwardPlan& b) {
-  double share = 1;
+double interior_share(const geometry::Grid& grid, const BackwardPlan& b, int head_tiles) {
+  double share = b.segment_heads < head_tiles ? 0 : 1;
   for (std::size_t a = 0; a < 3; ++a) {
     const Interior n = interior(grid.axis[a], b.kv_block[a], b.segment[a] * b.tile.extent[a]);
     share *= n.all_pairs > 0 ? n.pairs / n.all_pairs : 1;
@@ -290,8 +298,10 @@ void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& gr
   const double tile_bytes = static_cast<double>(round_up(static_cast<std::size_t>(p.head_dim), 4) *
                                                 static_cast<std::size_t>(b.tile.rows) * element_bytes(p.dtype));
   double best = std::numeric_limits<double>::infinity();
-  Position chosen = {1, 1, 1};
+  const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), b.tile.heads);
   BackwardPlan trial = b;
+  trial.segment_heads = b.segment_heads = head_tiles;
+  Position chosen = {1, 1, 1};
   // Cut the outermost axis first; an inner one only when single layers of the outer one are still too much.
   std::vector<Position> cuts;
   for (std::size_t a = 0; a < 3; ++a) {
@@ -307,13 +317,14 @@ void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& gr
   bool any_fits = false;
   for (const Position& cut : cuts) {
     trial.segment = cut;
-    const double bytes = static_cast<double>(segment_tile_count(p, trial)) * tile_bytes;
+    const double bytes = static_cast<double>(segment_tile_count(trial)) * tile_bytes;
     const bool fits = bytes <= kSegmentBytes;
     if (any_fits && !fits) continue;
     double tasks = static_cast<double>(cells * p.heads_kv);
     for (std::size_t a = 0; a < 3; ++a) tasks *= geometry::ceil_div(tiles[a], cut[a]);
     const double rounds = std::ceil(tasks / plan.threads) * plan.threads / tasks;
-    const double cost = (3 + 2 * interior_share(grid, trial)) * rounds + 4 * (1 - interior_share(grid, trial));
+    const double share = interior_share(grid, trial, head_tiles);
+    const double cost = (3 + 2 * share) * rounds + 4 * (1 - share);
     const double measure = fits ? cost : bytes * 1e3;  // nothing fits: the smallest
     if (measure < best || (fits && !any_fits)) {
       best = measure;
@@ -322,6 +333,8 @@ void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& gr
     any_fits = any_fits || fits;
   }
   b.segment = chosen;
+  // One tile of very many heads may still be too much: then the group is cut, and every key block is a border block.
+  if (!any_fits) b.segment_heads = std::max(static_cast<int>(kSegmentBytes / (best * 1e-3 / head_tiles)), 1);
 }
 
 void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& list, const geometry::Grid& grid,
@@ -352,10 +365,13 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
     blocks_all += count(false);
   }
   const auto heads_kv = static_cast<double>(p.heads_kv);
-  b.segments = static_cast<std::int64_t>(segments * heads_kv);
+  const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), b.tile.heads);
+  const int head_pieces = geometry::ceil_div(head_tiles, b.segment_heads);
+  if (head_pieces > 1) blocks_in = 0;
+  b.segments = static_cast<std::int64_t>(segments * heads_kv * head_pieces);
   b.border_blocks = static_cast<std::int64_t>((blocks_all - blocks_in) * heads_kv);
-  b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(p, b)).bytes;
-  const double share = list.empty() ? 1 : interior_share(grid, b);
+  b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
+  const double share = list.empty() ? 1 : interior_share(grid, b, head_tiles);
   b.work = {plan.mask_pairs, best.pairs * (1 + 0.4 * (1 - share))};
 }
 
@@ -385,7 +401,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   AxisSums sums(list);
   const std::vector<Scored> found = search(p, options, grid, sums);
   const std::int64_t cells = Domain(p).size();
-  plan_forward(plan, found.front(), grid, cells);
+  plan_forward(plan, found.front(), list, grid, cells);
   plan_backward(plan, found.front(), list, grid, cells);
   for (std::size_t i = 0; i < std::min(found.size(), kMaxCandidates); ++i) {
     plan.candidates.push_back({found[i].tile, plan.mask_pairs > 0 ? found[i].pairs / plan.mask_pairs : 1, found[i].cost});

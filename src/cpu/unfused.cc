@@ -2,6 +2,7 @@
 // definition, so these are bound by it; every output row has one owner, and sums run in one order.
 #include "vicus/unfused.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -77,9 +78,17 @@ Problem unfused_problem(const char* name, const ConstTensorView& rows, const cha
 // One query of one head, and what it is paired with.
 struct Slots {
   explicit Slots(const Problem& problem) {
+    if (problem.dense()) throw InvalidArgument("problem", "dense", "neighborhood attention: scores have a slot per window key");
     const auto& window = std::get<Neighborhood>(problem.mask).kernel_size;
     for (int i = 0; i < problem.rank(); ++i) extent[static_cast<std::size_t>(geometry::kRank - problem.rank() + i)] = window[i];
-    window_slots = extent[0] * extent[1] * extent[2];
+    std::int64_t slots = problem.additional_tokens;  // with the other dimensions of the scores
+    bool fits = !__builtin_mul_overflow(extent[0], extent[1], &window_slots) &&
+                !__builtin_mul_overflow(window_slots, extent[2], &window_slots) &&
+                !__builtin_add_overflow(slots, window_slots, &slots);
+    for (const std::int64_t factor : {problem.batch, problem.heads, problem.queries()}) {
+      fits = fits && !__builtin_mul_overflow(slots, std::max<std::int64_t>(factor, 1), &slots);
+    }
+    if (!fits) throw InvalidArgument("kernel_size", window.text(), "scores of fewer than 2^63 elements");
   }
 
   // Slot of the key at `k` in the window that begins at `begin`.
@@ -263,9 +272,9 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
   cpu::parallel_tasks(omp_get_max_threads(), p.batch * p.heads_kv * tokens, 0, [&](std::int64_t task, std::byte*) {
     const std::int64_t token = task % tokens, kv_head = task / tokens % p.heads_kv, batch = task / tokens / p.heads_kv;
     Lists lists(p, width);
-    for (std::int64_t i = 0; i < domain.size(); ++i) {
+    const auto [first, last] = domain.cells_of(batch);
+    for (std::int64_t i = first; i < last; ++i) {
       const Cell cell = domain.cell(i);
-      if (cell.batch != batch) continue;
       const RowMap row = row_map(rows, p, cell, 0);
       const RowMap score = row_map(scores, p, cell, 0);
       const Box all = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};

@@ -62,10 +62,10 @@ INSTANTIATE_TEST_SUITE_P(
                    "0 to "},
         BrokenRule{"TooManyElements",
                    [](Problem& p) {
-                     p.batch = 1 << 30;
-                     p.layout = {1 << 30, 1 << 30};
+                     p.batch = 1 << 29;
+                     p.layout = {1 << 29, 1 << 29};
                    },
-                   "layout", "(1073741824, 1073741824)", "2^63"},
+                   "layout", "(536870912, 536870912)", "2^63"},
         BrokenRule{"KernelSizeMissing", [](Problem& p) { neighborhood(p).kernel_size = AxisValues(); }, "kernel_size",
                    "()", "one per token axis: 2"},
         BrokenRule{"KernelSizeOfAnotherRank", [](Problem& p) { neighborhood(p).kernel_size = {3, 3, 3}; },
