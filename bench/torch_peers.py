@@ -199,9 +199,13 @@ class Bench:
         backward = request["pass"] == "backward"
         try:
             peer = self.peer(request["problem"], request["peer"], backward, request.get("longest_mask", 2**15))
+            seconds = time_calls(peer.backward if backward else peer.forward, request)
         except Unsupported as error:
             return {"unsupported": str(error)}
-        seconds = time_calls(peer.backward if backward else peer.forward, request)
+        except RuntimeError as error:  # what PyTorch raises when memory does not suffice
+            if "allocate memory" not in str(error):
+                raise
+            return {"unsupported": "needs more memory than this machine has"}
         return {"seconds": seconds, "mask_pairs": peer.mask_pairs}
 
 

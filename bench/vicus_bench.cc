@@ -16,7 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench_problem.h"
-#include "fma_peak.h"
+#include "cli/peak.h"
 #include "sampled_check.h"
 #include "tensors.h"
 #include "timing.h"
@@ -43,22 +43,26 @@ double median(std::vector<double> x) {
 /// Peaks, measured once per type and thread count.
 class Peaks {
  public:
-  double of(FmaType type, int threads) {
+  double of(DType type, int threads) {
     auto it = peaks_.find({threads, type});
-    if (it == peaks_.end()) it = peaks_.emplace(std::pair(threads, type), measure_fma_peak(type, threads)).first;
+    if (it == peaks_.end()) it = peaks_.emplace(std::pair(threads, type), measure(type, threads)).first;
     return it->second;
   }
   Json json() const {
     Json list = Json::array();
     for (const auto& [of, gflops] : peaks_) {
-      const char* const type = of.second == FmaType::float64 ? "float64" : "float32";
+      const char* const type = of.second == DType::float64 ? "float64" : "float32";
       list.push_back({{"threads", of.first}, {"type", type}, {"gflops", gflops}});
     }
     return list;
   }
 
  private:
-  std::map<std::pair<int, FmaType>, double> peaks_;
+  static double measure(DType type, int threads) {
+    return cli::measure_peak(type == DType::float64, threads).flops_per_second * 1e-9;
+  }
+
+  std::map<std::pair<int, DType>, double> peaks_;
 };
 
 Json tile_json(const QueryTile& tile) { return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}}; }
@@ -122,7 +126,7 @@ void run_problem(const BenchProblem& entry, const Options& options, Peaks& peaks
           Json{{"grad_query", errors.grad_query}, {"grad_key", errors.grad_key}, {"grad_value", errors.grad_value}});
     }
   }
-  const FmaType type = plan.problem.dtype == DType::float64 ? FmaType::float64 : FmaType::float32;
+  const DType type = plan.problem.dtype == DType::float64 ? DType::float64 : DType::float32;
   const double peak = options.no_peak ? 0 : peaks.of(type, plan.threads);
   for (const bool is_backward : {false, true}) {
     if (options.pass == (is_backward ? "forward" : "backward")) continue;
@@ -149,7 +153,7 @@ void run(const Options& options) {
   Json rows = Json::array();
   if (options.peak_only) {
     for (const int threads : {1, options.threads > 0 ? options.threads : default_threads()}) {
-      for (const FmaType type : {FmaType::float32, FmaType::float64}) peaks.of(type, threads);
+      for (const DType type : {DType::float32, DType::float64}) peaks.of(type, threads);
     }
   }
   if (!options.peak_only) {
@@ -162,7 +166,7 @@ void run(const Options& options) {
     if (!any) throw std::runtime_error("no problem of " + options.problems + " is called so");
   }
   Json document = {
-      {"version", version()}, {"cpu_targets", cpu_targets_available()}, {"peak_target", fma_peak_target()}};
+      {"version", version()}, {"cpu_targets", cpu_targets_available()}, {"peak_target", cli::measure_peak(false, 1, 0).target}};
   if (!options.no_peak) document["peak"] = peaks.json();
   document["rows"] = rows;
   std::cout << document.dump(1) << '\n';

@@ -5,7 +5,7 @@
 // output 0, logsumexp -inf and zero gradients. NaN and Inf outside a query's window never reach its output or gradients.
 //
 // Thread-safe: calls may run at the same time on different outputs. Everything is checked before anything is written;
-// errors are InvalidArgument and Unsupported (error.h). Results are bit-identical from run to run.
+// errors are InvalidArgument and Unsupported (error.h). Results are bit-identical from run to run of a plan.
 #ifndef VICUS_ATTENTION_H_
 #define VICUS_ATTENTION_H_
 

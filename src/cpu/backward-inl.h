@@ -383,15 +383,11 @@ class BackwardTask {
 
   void sum_rpb(const Tile& tile, const Visit& v, int first, int keys) {
     const RpbMap map = rpb_map(TensorLayout(p_.rpb_shape()), p_);
-    const int width = v.sub.axis[2].size(), height = v.sub.axis[1].size();
     tile.for_each_lane([&](int lane, int head, const Position& q) {
       double* table = rpb_sums_ + (head - kv_head_ * group_) * c_.rpb_table + map.origin - map.part(q);
       for (int k = 0; k < keys; ++k) {
         if ((v.masks[first + k] >> lane & 1) == 0) continue;
-        const int index = first + k;
-        const Position p = {v.sub.axis[0].begin + index / (width * height),
-                            v.sub.axis[1].begin + index / width % height, v.sub.axis[2].begin + index % width};
-        table[map.part(p)] += static_cast<double>(grad_scores_[k * kRows + lane]);
+        table[map.part(v.position(first + k))] += static_cast<double>(grad_scores_[k * kRows + lane]);
       }
     });
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/elements.h"
 #include "core/engines.h"
 #include "core/numbers.h"
 #include "cpu/parallel.h"
@@ -31,21 +32,14 @@ void store_rpb(const BackwardContext& c) {
   const std::int64_t group = p.heads / p.heads_kv;
   const TensorView& out = c.out.rpb;
   for (std::int64_t head = 0; head < p.heads; ++head) {
-    std::vector<std::int64_t> index(static_cast<std::size_t>(p.rank()), 0);
-    for (std::int64_t i = 0; i < c.rpb_table; ++i) {
+    for_each_element(first_slice(out), [&](std::int64_t i, std::int64_t offset) {
       double sum = 0;
       for (std::int64_t slot = 0; slot < c.rpb_slots; ++slot) {
         const std::int64_t table = ((head / group) * c.rpb_slots + slot) * group + head % group;
         sum += c.rpb_sums[static_cast<std::size_t>(table * c.rpb_table + i)];
       }
-      std::int64_t offset = head * out.stride(0);
-      for (int a = 0; a < p.rank(); ++a) offset += index[static_cast<std::size_t>(a)] * out.stride(1 + a);
-      store_element(out.data(), out.dtype(), offset, sum);
-      for (int a = p.rank(); a-- > 0;) {
-        if (++index[static_cast<std::size_t>(a)] < out.size(1 + a)) break;
-        index[static_cast<std::size_t>(a)] = 0;
-      }
-    }
+      store_element(out.data(), out.dtype(), head * out.stride(0) + offset, sum);
+    });
   }
 }
 

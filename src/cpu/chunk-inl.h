@@ -31,6 +31,13 @@ struct Visit {
   int run_count = 0;
   bool masked = false;            ///< some pair is not seen: `masks` decides
   std::uint64_t* masks = nullptr; ///< per key of `sub`, in order; all active lanes where nothing is masked
+
+  /// Position of key number `index` of `sub`.
+  [[nodiscard]] Position position(int index) const {
+    const int width = sub.axis[2].size(), height = sub.axis[1].size();
+    return {sub.axis[0].begin + index / (width * height), sub.axis[1].begin + index / width % height,
+            sub.axis[2].begin + index % width};
+  }
 };
 
 // Calls `each(start, done, n)` for the packed keys of a chunk: `n` adjacent rows from `start`, chunk positions from `done`.
@@ -74,20 +81,16 @@ HWY_INLINE void for_each_chunk(const Visit& visit, int most, const Each& each) {
 template <class T, class In>
 void add_rpb_as(const ConstTensorView& rpb, const RpbMap& map, const Tile& tile, const Visit& visit, int first, int keys,
                 int rows, T* bias) {
-  const int width = visit.sub.axis[2].size();
-  const int height = visit.sub.axis[1].size();
   tile.for_each_lane([&](int lane, int head, const Position& q) {
     const In* table = static_cast<const In*>(rpb.data()) + head * rpb.stride(0) + map.origin - map.part(q);
     for (int k = 0; k < keys; ++k) {
       if ((visit.masks[first + k] >> lane & 1) == 0) continue;
-      const int index = first + k;
-      const Position p = {visit.sub.axis[0].begin + index / (width * height),
-                          visit.sub.axis[1].begin + index / width % height, visit.sub.axis[2].begin + index % width};
-      double value;
+      const std::int64_t part = map.part(visit.position(first + k));
+      double value = 0;
       if constexpr (sizeof(In) == 2) {
-        value = load_element(table, rpb.dtype(), map.part(p));
+        value = load_element(table, rpb.dtype(), part);
       } else {
-        value = static_cast<double>(table[map.part(p)]);
+        value = static_cast<double>(table[part]);
       }
       bias[k * rows + lane] += static_cast<T>(value) * kLog2E<T>;
     }

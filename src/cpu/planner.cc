@@ -21,6 +21,8 @@ namespace {
 constexpr std::array kRowCounts = {16, 32, 64};
 /// Bytes of packed keys and values of one box: half of a small L2 cache.
 constexpr std::size_t kPackBytes = 192 << 10;
+/// Bytes of queries and sums of a stack of tiles: the other half.
+constexpr std::size_t kStateBytes = 512 << 10;
 /// Bytes of one chunk of scores.
 constexpr int kChunkBytes = 16 << 10;
 /// Bytes of packed keys, values and their gradients of one key block.
@@ -205,7 +207,10 @@ void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& lis
     return n;
   };
   const std::int64_t enough = plan.threads > 1 ? std::int64_t{8} * plan.threads : 1;
-  const int most = std::min(kMaxStack, 256 / f.tile.rows);
+  const std::size_t state_bytes =
+      (round_up(static_cast<std::size_t>(p.head_dim), 4) + round_up(static_cast<std::size_t>(p.head_dim_v), 4)) *
+      static_cast<std::size_t>(f.tile.rows) * element;
+  const int most = std::min({kMaxStack, 512 / f.tile.rows, static_cast<int>(kStateBytes / state_bytes)});
   for (int stacked = 1; 2 * stacked <= most && tasks() / 2 >= enough; stacked *= 2) {
     if (f.stack_heads < head_tiles) {
       f.stack_heads *= 2;

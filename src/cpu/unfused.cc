@@ -9,6 +9,7 @@
 
 #include "core/checks.h"
 #include "core/domain.h"
+#include "core/elements.h"
 #include "core/numbers.h"
 #include "cpu/layout.h"
 #include "cpu/lists.h"
@@ -309,16 +310,9 @@ void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorVie
         });
       });
     }
-    std::vector<std::int64_t> index(static_cast<std::size_t>(p.rank()), 0);
-    for (const double x : sums) {
-      std::int64_t offset = head * out.stride(0);
-      for (int a = 0; a < p.rank(); ++a) offset += index[static_cast<std::size_t>(a)] * out.stride(1 + a);
-      store_element(out.data(), out.dtype(), offset, x);
-      for (int a = p.rank(); a-- > 0;) {
-        if (++index[static_cast<std::size_t>(a)] < out.size(1 + a)) break;
-        index[static_cast<std::size_t>(a)] = 0;
-      }
-    }
+    for_each_element(first_slice(out), [&](std::int64_t i, std::int64_t offset) {
+      store_element(out.data(), out.dtype(), head * out.stride(0) + offset, sums[static_cast<std::size_t>(i)]);
+    });
   });
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/domain.h"
+#include "core/elements.h"
 #include "core/engines.h"
 #include "core/numbers.h"
 
@@ -35,16 +36,9 @@ struct Sum {
     if (!data.empty()) data[static_cast<std::size_t>(offset)] += x;
   }
   void store(const TensorView& target) const {
-    std::vector<std::int64_t> index(static_cast<std::size_t>(layout.dims()), 0);
-    for (const double x : data) {
-      std::int64_t offset = 0;
-      for (std::size_t i = 0; i < index.size(); ++i) offset += index[i] * target.stride(static_cast<int>(i));
-      store_element(target.data(), target.dtype(), offset, x);
-      for (std::size_t i = index.size(); i-- > 0;) {
-        if (++index[i] < layout.size(static_cast<int>(i))) break;
-        index[i] = 0;
-      }
-    }
+    for_each_element(target, [&](std::int64_t index, std::int64_t offset) {
+      store_element(target.data(), target.dtype(), offset, data[static_cast<std::size_t>(index)]);
+    });
   }
   TensorLayout layout;
   std::vector<double> data;
