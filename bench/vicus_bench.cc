@@ -165,8 +165,9 @@ void run(const Options& options) {
     }
     if (!any) throw std::runtime_error("no problem of " + options.problems + " is called so");
   }
-  Json document = {
-      {"version", version()}, {"cpu_targets", cpu_targets_available()}, {"peak_target", cli::measure_peak(false, 1, 0).target}};
+  Json document = {{"version", version()},
+                   {"cpu_targets", cpu_targets_available()},
+                   {"peak_target", cli::measure_peak(false, 1, 0).target}};
   if (!options.no_peak) document["peak"] = peaks.json();
   document["rows"] = rows;
   std::cout << document.dump(1) << '\n';

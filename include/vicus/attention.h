@@ -25,14 +25,14 @@ struct AttentionInputs {
   ConstTensorView value = {};              ///< [B, *X, Hkv, Dv]; dense [B, Sk, Hkv, Dv]
   ConstTensorView additional_keys = {};    ///< [B, T, Hkv, D]
   ConstTensorView additional_values = {};  ///< [B, T, Hkv, Dv]
-  ConstTensorView rpb = {};                ///< [H, 2 * w0 - 1, ...], of the problem's dtype, float32 or float64; any strides
-  ConstTensorView attn_bias = {};          ///< [B or 1, H or 1, Sq, Sk], any dtype and strides
+  ConstTensorView rpb = {};        ///< [H, 2 * w0 - 1, ...], of the problem's dtype, float32 or float64; any strides
+  ConstTensorView attn_bias = {};  ///< [B or 1, H or 1, Sq, Sk], any dtype and strides
 };
 
 /// Computes `output` [B, *X, H, Dv] and, if present, `logsumexp` [B, *X, H] (natural logarithm; float32, or float64 when
 /// the problem is float64).
 VICUS_API void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
-             const TensorView& logsumexp = {});
+                       const TensorView& logsumexp = {});
 
 /// What the forward call left, and the gradients that arrive.
 struct AttentionGradInputs {
@@ -44,24 +44,24 @@ struct AttentionGradInputs {
 
 /// Gradients to compute; an absent view is not computed.
 struct AttentionGradients {
-  TensorView query = {}, key = {}, value = {};                      ///< shapes of the inputs
-  TensorView additional_keys = {}, additional_values = {};     ///< shapes of the inputs
-  TensorView rpb = {};                                    ///< shape and dtype of the input
+  TensorView query = {}, key = {}, value = {};              ///< shapes of the inputs
+  TensorView additional_keys = {}, additional_values = {};  ///< shapes of the inputs
+  TensorView rpb = {};                                      ///< shape and dtype of the input
 };
 
 /// Computes gradients of all inputs that `gradients` holds. attn_bias has no gradient.
 VICUS_API void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
-              const AttentionGradients& gradients);
+                        const AttentionGradients& gradients);
 
 /// Plans and computes neighborhood attention in one call: rank, sizes and dtype come from the tensors.
-VICUS_API void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
-                            const TensorView& output, const Neighborhood& mask, std::optional<double> scale = {},
-                            const TensorView& logsumexp = {});
+VICUS_API void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key,
+                                      const ConstTensorView& value, const TensorView& output, const Neighborhood& mask,
+                                      std::optional<double> scale = {}, const TensorView& logsumexp = {});
 
 /// Plans and computes dense attention in one call; `mask.keys` is taken from `key`.
 VICUS_API void attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
-               const TensorView& output, const Dense& mask = {}, std::optional<double> scale = {},
-               const TensorView& logsumexp = {});
+                         const TensorView& output, const Dense& mask = {}, std::optional<double> scale = {},
+                         const TensorView& logsumexp = {});
 
 }  // namespace vicus
 

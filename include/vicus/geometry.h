@@ -60,9 +60,9 @@ VICUS_GEOM Span intersect(Span a, Span b) {
 /// One axis of one residue class. Made by `neighborhood_axis` and `band_axis`; `len` in their arguments are positions.
 struct Axis {
   int queries = 1, keys = 1;
-  int win = 1, step = 1;               // neighborhood: 1 <= step <= win
-  bool causal = false;                 // neighborhood
-  bool band = false;                   // dense attention: the four fields below instead of the three above
+  int win = 1, step = 1;  // neighborhood: 1 <= step <= win
+  bool causal = false;    // neighborhood
+  bool band = false;      // dense attention: the four fields below instead of the three above
   bool left_open = true, right_open = true;
   int left = 0, right = 0, offset = 0;
 };
@@ -123,13 +123,15 @@ VICUS_GEOM Span queries_of(const Axis& a, Span k) {
   int first = 0, past = a.queries;  // first query whose window ends after k.begin
   while (first < past) {
     const int mid = first + (past - first) / 2;
-    if (window(a, mid).end > k.begin) past = mid; else first = mid + 1;
+    if (window(a, mid).end > k.begin) past = mid;
+    else first = mid + 1;
   }
   int last = first;  // first query from there whose window begins at or after k.end
   past = a.queries;
   while (last < past) {
     const int mid = last + (past - last) / 2;
-    if (window(a, mid).begin >= k.end) past = mid; else last = mid + 1;
+    if (window(a, mid).begin >= k.end) past = mid;
+    else last = mid + 1;
   }
   return {first, last};
 }

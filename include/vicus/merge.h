@@ -17,13 +17,13 @@ namespace vicus {
 /// `outputs[i]` [B, *X, H, Dv] and `logsumexps[i]` [B, *X, H] for any number of parts >= 1, into `output` and
 /// `logsumexp` (optional). Outputs share a dtype; logsumexps are float32, or float64 for float64 outputs.
 VICUS_API void merge_forward(std::span<const ConstTensorView> outputs, std::span<const ConstTensorView> logsumexps,
-                   const TensorView& output, const TensorView& logsumexp = {});
+                             const TensorView& output, const TensorView& logsumexp = {});
 
 /// Gradients of every part from the gradients of the merged output and (optional) logsumexp. Spans of gradients may be
 /// empty, and hold absent views, where they are not wanted.
 VICUS_API void merge_backward(std::span<const ConstTensorView> outputs, std::span<const ConstTensorView> logsumexps,
-                    const ConstTensorView& grad_output, const ConstTensorView& grad_logsumexp,
-                    std::span<const TensorView> grad_outputs, std::span<const TensorView> grad_logsumexps);
+                              const ConstTensorView& grad_output, const ConstTensorView& grad_logsumexp,
+                              std::span<const TensorView> grad_outputs, std::span<const TensorView> grad_logsumexps);
 
 }  // namespace vicus
 

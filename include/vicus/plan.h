@@ -31,9 +31,9 @@ enum class Engine : std::uint8_t {
 
 struct PlanOptions {
   Engine engine = Engine::automatic;
-  int threads = 0;                    ///< CPU threads; 0 means as many as OpenMP would use and the work is worth
-  std::array<int, 3> tile_q{};        ///< query tile, trailing axes last; zeros let the planner search
-  int rows = 0;                       ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
+  int threads = 0;              ///< CPU threads; 0 means as many as OpenMP would use and the work is worth
+  std::array<int, 3> tile_q{};  ///< query tile, trailing axes last; zeros let the planner search
+  int rows = 0;                 ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
 };
 
 /// Work in (query, key) pairs, summed over batch and heads, additional tokens included.
@@ -45,9 +45,9 @@ struct Work {
 
 /// A query tile: a box of positions times heads of one key/value head, padded to `rows`.
 struct QueryTile {
-  int rows = 0;                  ///< 16, 32 or 64
-  int heads = 1;                 ///< query heads of one group side by side in a tile
-  std::array<int, 3> extent{};   ///< positions per axis; product times heads <= rows
+  int rows = 0;                 ///< 16, 32 or 64
+  int heads = 1;                ///< query heads of one group side by side in a tile
+  std::array<int, 3> extent{};  ///< positions per axis; product times heads <= rows
 };
 
 struct ForwardPlan {
@@ -63,14 +63,14 @@ struct ForwardPlan {
 
 struct BackwardPlan {
   QueryTile tile;
-  std::array<int, 3> kv_block{};    ///< keys per axis whose gradients are summed together
+  std::array<int, 3> kv_block{};  ///< keys per axis whose gradients are summed together
   int chunk_keys = 0;
-  std::array<int, 3> segment{};     ///< query tiles per axis whose gradients one task sums
-  int segment_heads = 1;            ///< and tiles along the heads of a group
-  std::int64_t segments = 0;        ///< tasks that sum query gradients, and key gradients where they hold all queries
-  std::int64_t border_blocks = 0;   ///< key blocks seen from more than one segment: tasks that sum their gradients
-  std::size_t scratch_bytes = 0;    ///< per thread
-  Work work;                        ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
+  std::array<int, 3> segment{};    ///< query tiles per axis whose gradients one task sums
+  int segment_heads = 1;           ///< and tiles along the heads of a group
+  std::int64_t segments = 0;       ///< tasks that sum query gradients, and key gradients where they hold all queries
+  std::int64_t border_blocks = 0;  ///< key blocks seen from more than one segment: tasks that sum their gradients
+  std::size_t scratch_bytes = 0;   ///< per thread
+  Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };
 
 /// What was considered for the forward tile, best first.
@@ -81,16 +81,16 @@ struct TileCandidate {
 };
 
 struct Plan {
-  Problem problem;           ///< validated
+  Problem problem;  ///< validated
   Engine engine = Engine::cpu;
-  std::string reason;        ///< why this engine
+  std::string reason;  ///< why this engine
   int threads = 1;
-  double mask_pairs = 0;     ///< as in Work
+  double mask_pairs = 0;                         ///< as in Work
   double forward_flops = 0, backward_flops = 0;  ///< useful: 2 * (D + Dv) and 2 * (3 * D + 2 * Dv) per pair of the mask
   double forward_bytes = 0, backward_bytes = 0;  ///< each tensor moved once
-  ForwardPlan forward;       ///< engine cpu
-  BackwardPlan backward;     ///< engine cpu
-  std::vector<TileCandidate> candidates;  ///< engine cpu, best first
+  ForwardPlan forward;                           ///< engine cpu
+  BackwardPlan backward;                         ///< engine cpu
+  std::vector<TileCandidate> candidates;         ///< engine cpu, best first
 };
 
 /// Validates the problem and plans it. Throws InvalidArgument, or Unsupported with the text of `supports`.

@@ -47,10 +47,10 @@ class VICUS_API AxisValues {
 /// Neighborhood attention (NATTEN's field): each axis has a window, see geometry.h for the definition. No value may
 /// exceed 2^29.
 struct Neighborhood {
-  AxisValues kernel_size;     ///< Window, >= 1. A window longer than its axis (or residue class) is the whole of it.
-  AxisValues stride = 1;      ///< 1 <= stride <= kernel_size: queries that share a window.
-  AxisValues dilation = 1;    ///< >= 1: tokens see only tokens of their own residue class.
-  AxisValues is_causal = 0;   ///< 0 or 1: keys after the query are not seen.
+  AxisValues kernel_size;    ///< Window, >= 1. A window longer than its axis (or residue class) is the whole of it.
+  AxisValues stride = 1;     ///< 1 <= stride <= kernel_size: queries that share a window.
+  AxisValues dilation = 1;   ///< >= 1: tokens see only tokens of their own residue class.
+  AxisValues is_causal = 0;  ///< 0 or 1: keys after the query are not seen.
   friend bool operator==(const Neighborhood&, const Neighborhood&) = default;
 };
 
@@ -77,17 +77,17 @@ struct Dense {
 };
 
 struct VICUS_API Problem {
-  DType dtype = DType::float32;     ///< of query, key, value, output and their gradients
-  std::int64_t batch = 1;           ///< >= 0; empty problems are legal and write nothing
-  AxisValues layout;                ///< token layout of the queries
+  DType dtype = DType::float32;  ///< of query, key, value, output and their gradients
+  std::int64_t batch = 1;        ///< >= 0; empty problems are legal and write nothing
+  AxisValues layout;             ///< token layout of the queries
   std::int64_t heads = 1;
-  std::int64_t heads_kv = 0;        ///< divides heads; 0 means heads. Query head h reads key head h / (heads / heads_kv).
+  std::int64_t heads_kv = 0;  ///< divides heads; 0 means heads. Query head h reads key head h / (heads / heads_kv).
   std::int64_t head_dim = 0;
-  std::int64_t head_dim_v = 0;      ///< 0 means head_dim
-  std::optional<double> scale;      ///< of the logits; unset means head_dim ** -0.5, an explicit 0 is a 0
+  std::int64_t head_dim_v = 0;         ///< 0 means head_dim
+  std::optional<double> scale;         ///< of the logits; unset means head_dim ** -0.5, an explicit 0 is a 0
   std::int64_t additional_tokens = 0;  ///< keys and values that every query sees, in the same softmax
-  bool rpb = false;                 ///< relative positional bias [H, 2 * w0 - 1, ...] (neighborhood only)
-  bool attn_bias = false;           ///< additive mask [B or 1, H or 1, Sq, Sk] (dense, not packed); -inf hides a key
+  bool rpb = false;                    ///< relative positional bias [H, 2 * w0 - 1, ...] (neighborhood only)
+  bool attn_bias = false;              ///< additive mask [B or 1, H or 1, Sq, Sk] (dense, not packed); -inf hides a key
   std::variant<Neighborhood, Dense> mask;
 
   [[nodiscard]] int rank() const noexcept { return layout.size(); }
@@ -119,14 +119,17 @@ struct VICUS_API Problem {
 /// The problem of tensors at hand, neighborhood attention: shapes and dtype come from query, key and value, the rest
 /// from `mask`. Absent `additional_keys` and `rpb` mean none. Throws InvalidArgument as `validate` does.
 [[nodiscard]] VICUS_API Problem neighborhood_problem(const ConstTensorView& query, const ConstTensorView& key,
-                                           const ConstTensorView& value, const Neighborhood& mask,
-                                           std::optional<double> scale = {},
-                                           const ConstTensorView& additional_keys = {}, const ConstTensorView& rpb = {});
+                                                     const ConstTensorView& value, const Neighborhood& mask,
+                                                     std::optional<double> scale = {},
+                                                     const ConstTensorView& additional_keys = {},
+                                                     const ConstTensorView& rpb = {});
 
 /// The same for dense attention; `mask.keys` is taken from `key`.
 [[nodiscard]] VICUS_API Problem dense_problem(const ConstTensorView& query, const ConstTensorView& key,
-                                    const ConstTensorView& value, Dense mask, std::optional<double> scale = {},
-                                    const ConstTensorView& additional_keys = {}, const ConstTensorView& attn_bias = {});
+                                              const ConstTensorView& value, Dense mask,
+                                              std::optional<double> scale = {},
+                                              const ConstTensorView& additional_keys = {},
+                                              const ConstTensorView& attn_bias = {});
 
 }  // namespace vicus
 

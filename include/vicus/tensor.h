@@ -79,8 +79,9 @@ class BasicTensorView : public TensorLayout {
       : BasicTensorView(data, dtype, TensorLayout(std::span(shape.begin(), shape.size()))) {}
   BasicTensorView(Pointer data, DType dtype, std::initializer_list<std::int64_t> shape,
                   std::initializer_list<std::int64_t> strides)
-      : BasicTensorView(data, dtype,
-                        TensorLayout(std::span(shape.begin(), shape.size()), std::span(strides.begin(), strides.size()))) {}
+      : BasicTensorView(
+            data, dtype,
+            TensorLayout(std::span(shape.begin(), shape.size()), std::span(strides.begin(), strides.size()))) {}
   /// Contiguous view of float or double memory.
   template <class T, DType kType = detail::DTypeOf<std::remove_const_t<T>>::value>
   BasicTensorView(T* data, std::initializer_list<std::int64_t> shape) : BasicTensorView(data, kType, shape) {}

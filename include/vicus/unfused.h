@@ -23,27 +23,28 @@ namespace vicus {
 
 /// scores[q, slot] = query[q] . key[slot] (+ rpb [H, 2 * w0 - 1, ...] at the slot's offset, window slots only).
 VICUS_API void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
-                const TensorView& scores, const ConstTensorView& additional_keys = {}, const ConstTensorView& rpb = {});
+                          const TensorView& scores, const ConstTensorView& additional_keys = {},
+                          const ConstTensorView& rpb = {});
 
 /// Gradients of `qk_forward`; absent views are not computed.
 struct QkGradients {
   TensorView query = {}, key = {}, additional_keys = {}, rpb = {};
 };
 VICUS_API void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
-                 const ConstTensorView& grad_scores, const QkGradients& gradients,
-                 const ConstTensorView& additional_keys = {});
+                           const ConstTensorView& grad_scores, const QkGradients& gradients,
+                           const ConstTensorView& additional_keys = {});
 
 /// output[q] = sum over slots of scores[q, slot] * value[slot].
 VICUS_API void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
-                const TensorView& output, const ConstTensorView& additional_values = {});
+                          const TensorView& output, const ConstTensorView& additional_values = {});
 
 /// Gradients of `av_forward`; absent views are not computed.
 struct AvGradients {
   TensorView scores = {}, value = {}, additional_values = {};
 };
 VICUS_API void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
-                 const ConstTensorView& grad_output, const AvGradients& gradients,
-                 const ConstTensorView& additional_values = {});
+                           const ConstTensorView& grad_output, const AvGradients& gradients,
+                           const ConstTensorView& additional_values = {});
 
 }  // namespace vicus
 

@@ -32,8 +32,8 @@ void check_inputs(const Problem& p, const AttentionInputs& in) {
     require_input("additional_keys", in.additional_keys, p.additional_keys_shape(), p.dtype);
     require_input("additional_values", in.additional_values, p.additional_values_shape(), p.dtype);
   } else {
-    for (const auto& [name, tensor] : {std::pair{"additional_keys", in.additional_keys},
-                                       std::pair{"additional_values", in.additional_values}}) {
+    for (const auto& [name, tensor] :
+         {std::pair{"additional_keys", in.additional_keys}, std::pair{"additional_values", in.additional_values}}) {
       if (tensor && tensor.numel() != 0) require_absent(name, tensor, "absent: the problem has no additional tokens");
     }
   }

@@ -32,8 +32,10 @@ struct NamedView {
 void require_separate(std::span<const NamedView> outputs, std::span<const NamedView> inputs);
 
 /// Shape, dtype and contiguous rows of an input; for an output also distinct elements.
-void require_input(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape, DType dtype);
-void require_output(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape, DType dtype);
+void require_input(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape,
+                   DType dtype);
+void require_output(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape,
+                    DType dtype);
 /// A logsumexp or its gradient: float32, or float64 where the problem is.
 void require_logsumexp(const std::string& name, const ConstTensorView& tensor, std::span<const std::int64_t> shape,
                        DType dtype, bool output);

@@ -33,7 +33,8 @@ std::int64_t Cell::keys() const {
 
 Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.batch) {
   if (const auto* dense = std::get_if<Dense>(&problem.mask)) {
-    if (!dense->cumulative_queries.empty()) sequences_ = static_cast<std::int64_t>(dense->cumulative_queries.size()) - 1;
+    if (!dense->cumulative_queries.empty())
+      sequences_ = static_cast<std::int64_t>(dense->cumulative_queries.size()) - 1;
     alike_ = dense->cumulative_queries.empty() && dense->key_lengths.empty();
     return;
   }

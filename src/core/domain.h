@@ -19,9 +19,9 @@ namespace vicus {
 using Position = std::array<int, geometry::kRank>;
 
 struct Cell {
-  std::int64_t batch = 0;                      ///< entry of dimension 0
-  std::int64_t first_query = 0, first_key = 0; ///< token where a packed sequence starts, on the last axis
-  geometry::Grid grid;                         ///< leading unused axes have one position
+  std::int64_t batch = 0;                       ///< entry of dimension 0
+  std::int64_t first_query = 0, first_key = 0;  ///< token where a packed sequence starts, on the last axis
+  geometry::Grid grid;                          ///< leading unused axes have one position
   Position dilation{1, 1, 1}, residue{0, 0, 0};
 
   [[nodiscard]] std::int64_t queries() const;

@@ -28,7 +28,9 @@ void set_log_sink(LogSink new_sink, LogLevel least) {
   sink() = std::move(new_sink);
 }
 
-bool log_wanted(LogLevel level) noexcept { return static_cast<int>(level) >= least_level.load(std::memory_order_relaxed); }
+bool log_wanted(LogLevel level) noexcept {
+  return static_cast<int>(level) >= least_level.load(std::memory_order_relaxed);
+}
 
 void log(LogLevel level, std::string_view message) {
   if (!log_wanted(level)) return;

@@ -60,28 +60,40 @@ struct Float16 {
 template <class Visit>
 decltype(auto) visit_storage(DType dtype, const Visit& visit) {
   switch (dtype) {
-    case DType::float64: return visit(static_cast<double*>(nullptr));
-    case DType::bfloat16: return visit(static_cast<BFloat16*>(nullptr));
-    case DType::float16: return visit(static_cast<Float16*>(nullptr));
-    default: return visit(static_cast<float*>(nullptr));
+    case DType::float64:
+      return visit(static_cast<double*>(nullptr));
+    case DType::bfloat16:
+      return visit(static_cast<BFloat16*>(nullptr));
+    case DType::float16:
+      return visit(static_cast<Float16*>(nullptr));
+    default:
+      return visit(static_cast<float*>(nullptr));
   }
 }
 
 /// Element `offset` of memory of type `dtype`.
 [[nodiscard]] inline double load_element(const void* data, DType dtype, std::int64_t offset) {
   switch (dtype) {
-    case DType::float64: return static_cast<const double*>(data)[offset];
-    case DType::float32: return static_cast<double>(static_cast<const float*>(data)[offset]);
-    case DType::bfloat16: return static_cast<double>(float_from_bfloat16(static_cast<const std::uint16_t*>(data)[offset]));
-    case DType::float16: return static_cast<double>(float_from_float16(static_cast<const std::uint16_t*>(data)[offset]));
+    case DType::float64:
+      return static_cast<const double*>(data)[offset];
+    case DType::float32:
+      return static_cast<double>(static_cast<const float*>(data)[offset]);
+    case DType::bfloat16:
+      return static_cast<double>(float_from_bfloat16(static_cast<const std::uint16_t*>(data)[offset]));
+    case DType::float16:
+      return static_cast<double>(float_from_float16(static_cast<const std::uint16_t*>(data)[offset]));
   }
   return 0;
 }
 
 inline void store_element(void* data, DType dtype, std::int64_t offset, double x) {
   switch (dtype) {
-    case DType::float64: static_cast<double*>(data)[offset] = x; break;
-    case DType::float32: static_cast<float*>(data)[offset] = static_cast<float>(x); break;
+    case DType::float64:
+      static_cast<double*>(data)[offset] = x;
+      break;
+    case DType::float32:
+      static_cast<float*>(data)[offset] = static_cast<float>(x);
+      break;
     case DType::bfloat16:
       static_cast<std::uint16_t*>(data)[offset] = bfloat16_from_float(static_cast<float>(x));
       break;

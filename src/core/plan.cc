@@ -90,7 +90,8 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   const auto heads = static_cast<double>(p.heads);
   double pairs = 0;
   for (const Family& family : families(p)) {
-    pairs += family.sum([](int, const geometry::Axis& axis) { return static_cast<double>(geometry::mask_pairs(axis)); });
+    pairs +=
+        family.sum([](int, const geometry::Axis& axis) { return static_cast<double>(geometry::mask_pairs(axis)); });
   }
   const double queries = static_cast<double>(p.batch) * static_cast<double>(p.queries());
   plan.mask_pairs = heads * (pairs + queries * static_cast<double>(p.additional_tokens));
@@ -123,39 +124,45 @@ std::string describe(const Plan& plan) {
   text += format("engine %s (%s), %d threads, %s\n", std::string(engine_name(plan.engine)).c_str(), plan.reason.c_str(),
                  plan.threads, std::string(dtype_name(p.dtype)).c_str());
   if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
-    text += "problem  neighborhood, batch " + std::to_string(p.batch) + ", layout " + p.layout.text() + ", kernel_size " +
-            mask->kernel_size.text() + ", stride " + mask->stride.text() + ", dilation " + mask->dilation.text() +
-            ", is_causal " + mask->is_causal.text() + "\n";
+    text += "problem  neighborhood, batch " + std::to_string(p.batch) + ", layout " + p.layout.text() +
+            ", kernel_size " + mask->kernel_size.text() + ", stride " + mask->stride.text() + ", dilation " +
+            mask->dilation.text() + ", is_causal " + mask->is_causal.text() + "\n";
   } else {
     const auto& dense = std::get<Dense>(p.mask);
     constexpr std::array kCausal = {"no", "top-left", "bottom-right"};
-    text += "problem  dense, batch " + std::to_string(p.batch) + ", queries " + std::to_string(p.queries()) + ", keys " +
-            std::to_string(dense.keys) + ", causal " + kCausal[static_cast<std::size_t>(dense.causal)] + ", window (" +
-            std::to_string(dense.window_left) + ", " + std::to_string(dense.window_right) + ")" +
-            (dense.cumulative_queries.empty() ? "" : ", packed sequences " + std::to_string(dense.cumulative_queries.size() - 1)) +
+    text += "problem  dense, batch " + std::to_string(p.batch) + ", queries " + std::to_string(p.queries()) +
+            ", keys " + std::to_string(dense.keys) + ", causal " + kCausal[static_cast<std::size_t>(dense.causal)] +
+            ", window (" + std::to_string(dense.window_left) + ", " + std::to_string(dense.window_right) + ")" +
+            (dense.cumulative_queries.empty()
+                 ? ""
+                 : ", packed sequences " + std::to_string(dense.cumulative_queries.size() - 1)) +
             (dense.key_lengths.empty() ? "" : ", padded keys") + "\n";
   }
-  text += format("         heads %lld over %lld, head_dim %lld, head_dim_v %lld, additional tokens %lld\n",
-                 static_cast<long long>(p.heads), static_cast<long long>(p.heads_kv), static_cast<long long>(p.head_dim),
-                 static_cast<long long>(p.head_dim_v), static_cast<long long>(p.additional_tokens));
+  text +=
+      format("         heads %lld over %lld, head_dim %lld, head_dim_v %lld, additional tokens %lld\n",
+             static_cast<long long>(p.heads), static_cast<long long>(p.heads_kv), static_cast<long long>(p.head_dim),
+             static_cast<long long>(p.head_dim_v), static_cast<long long>(p.additional_tokens));
   text += format("work     %.6g pairs in the mask; forward %.4g GFLOP, backward %.4g GFLOP\n", plan.mask_pairs,
                  plan.forward_flops * 1e-9, plan.backward_flops * 1e-9);
   text += format("bytes    forward %.4g MB, backward %.4g MB (each tensor once)\n", plan.forward_bytes * 1e-6,
                  plan.backward_bytes * 1e-6);
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
-  text += format("forward  query tile %s of %d heads in %d rows, stack %s of %d head tiles, %d keys packed, %d a step\n",
-                 extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows, extent_text(f.stack, rank).c_str(),
-                 f.stack_heads, f.pack_keys, f.chunk_keys);
+  text +=
+      format("forward  query tile %s of %d heads in %d rows, stack %s of %d head tiles, %d keys packed, %d a step\n",
+             extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows, extent_text(f.stack, rank).c_str(),
+             f.stack_heads, f.pack_keys, f.chunk_keys);
   text += format("         work ratio %.3f, %lld tasks, %.3f MiB scratch a thread\n", f.work.ratio(),
                  static_cast<long long>(f.tasks), static_cast<double>(f.scratch_bytes) / 1048576.0);
   const BackwardPlan& b = plan.backward;
   text += format("backward query tile %s of %d heads in %d rows, key block %s, %d keys a step\n",
-                 extent_text(b.tile.extent, rank).c_str(), b.tile.heads, b.tile.rows, extent_text(b.kv_block, rank).c_str(),
-                 b.chunk_keys);
-  text += format("         work ratio %.3f, %lld segments of %s tiles of %d head tiles, %lld border blocks, %.3f MiB scratch a thread\n",
-                 b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(), b.segment_heads,
-                 static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
+                 extent_text(b.tile.extent, rank).c_str(), b.tile.heads, b.tile.rows,
+                 extent_text(b.kv_block, rank).c_str(), b.chunk_keys);
+  text += format(
+      "         work ratio %.3f, %lld segments of %s tiles of %d head tiles, %lld border blocks, %.3f MiB scratch a "
+      "thread\n",
+      b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(), b.segment_heads,
+      static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
   const double best = plan.candidates.empty() ? 0 : plan.candidates.front().cost;
   text += "tiles considered (rows, extent, work ratio, relative cost)\n";
   for (const TileCandidate& c : plan.candidates) {

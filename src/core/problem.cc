@@ -48,7 +48,8 @@ void check_neighborhood(Neighborhood& mask, const Problem& problem) {
                             "1 to kernel_size, " + std::to_string(mask.kernel_size[i]));
     }
   }
-  if (problem.attn_bias) throw InvalidArgument("attn_bias", "given", "dense attention only; neighborhood attention has rpb");
+  if (problem.attn_bias)
+    throw InvalidArgument("attn_bias", "given", "dense attention only; neighborhood attention has rpb");
 }
 
 void check_cumulative(const std::vector<std::int64_t>& list, const char* name, std::int64_t total) {
@@ -57,11 +58,13 @@ void check_cumulative(const std::vector<std::int64_t>& list, const char* name, s
   }
   for (std::size_t i = 1; i < list.size(); ++i) {
     if (list[i] < list[i - 1]) {
-      throw InvalidArgument(at(name, i), std::to_string(list[i]), ">= " + at(name, i - 1) + ", " + std::to_string(list[i - 1]));
+      throw InvalidArgument(at(name, i), std::to_string(list[i]),
+                            ">= " + at(name, i - 1) + ", " + std::to_string(list[i - 1]));
     }
   }
   if (list.back() != total) {
-    throw InvalidArgument(at(name, list.size() - 1), std::to_string(list.back()), "the number of tokens, " + std::to_string(total));
+    throw InvalidArgument(at(name, list.size() - 1), std::to_string(list.back()),
+                          "the number of tokens, " + std::to_string(total));
   }
 }
 
@@ -152,7 +155,8 @@ Problem problem_of(const ConstTensorView& query, const ConstTensorView& key, con
   p.scale = scale;
   if (additional_keys) {
     if (additional_keys.dims() != 4) {
-      throw InvalidArgument("additional_keys.shape", shape_text(additional_keys), "[batch, tokens, heads_kv, head_dim]");
+      throw InvalidArgument("additional_keys.shape", shape_text(additional_keys),
+                            "[batch, tokens, heads_kv, head_dim]");
     }
     p.additional_tokens = additional_keys.size(1);
   }
@@ -163,7 +167,8 @@ Problem problem_of(const ConstTensorView& query, const ConstTensorView& key, con
 
 AxisValues::AxisValues(std::span<const std::int64_t> values) : size_(static_cast<int>(values.size())) {
   if (values.size() > value_.size()) {
-    throw InvalidArgument("per-axis argument", std::to_string(values.size()) + " values", "at most 3, one per token axis");
+    throw InvalidArgument("per-axis argument", std::to_string(values.size()) + " values",
+                          "at most 3, one per token axis");
   }
   for (std::size_t i = 0; i < values.size(); ++i) value_[i] = values[i];
 }
@@ -222,7 +227,8 @@ Problem validate(Problem p) {
   if (p.head_dim_v == 0) p.head_dim_v = p.head_dim;
   require_range("head_dim_v", p.head_dim_v, 1, kMaxHeadDim);
   if (p.scale) {
-    const double most = p.dtype == DType::float64 ? std::numeric_limits<double>::max() / 2 : std::numeric_limits<float>::max() / 2;
+    const double most =
+        p.dtype == DType::float64 ? std::numeric_limits<double>::max() / 2 : std::numeric_limits<float>::max() / 2;
     if (!(std::abs(*p.scale) <= most)) {
       throw InvalidArgument("scale", std::to_string(*p.scale), "a finite number of the type that is computed in");
     }
@@ -246,8 +252,8 @@ Problem neighborhood_problem(const ConstTensorView& query, const ConstTensorView
   return validate(std::move(p));
 }
 
-Problem dense_problem(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value, Dense mask,
-                      std::optional<double> scale, const ConstTensorView& additional_keys,
+Problem dense_problem(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+                      Dense mask, std::optional<double> scale, const ConstTensorView& additional_keys,
                       const ConstTensorView& attn_bias) {
   Problem p = problem_of(query, key, value, additional_keys, scale);
   if (query.dims() != 4) throw InvalidArgument("query.shape", shape_text(query), "[batch, tokens, heads, head_dim]");

@@ -54,9 +54,13 @@ template <class T, int kRows>
 class BackwardTask {
  public:
   BackwardTask(BackwardContext& context, std::byte* scratch)
-      : c_(context), p_(context.problem), plan_(context.plan.backward), base_(scratch),
+      : c_(context),
+        p_(context.problem),
+        plan_(context.plan.backward),
+        base_(scratch),
         group_(static_cast<int>(p_.heads / p_.heads_kv)),
-        head_tiles_(geometry::ceil_div(group_, plan_.tile.heads)), scale_(static_cast<T>(p_.effective_scale())) {
+        head_tiles_(geometry::ceil_div(group_, plan_.tile.heads)),
+        scale_(static_cast<T>(p_.effective_scale())) {
     const BackwardLayout& l = c_.layout;
     const std::size_t kv = l.capacity * kBlock;
     const int d = static_cast<int>(p_.head_dim), dv = static_cast<int>(p_.head_dim_v);
@@ -98,7 +102,8 @@ class BackwardTask {
     }
     kv_head_ = task / c_.rpb_slots;
     rpb_sums_ = c_.rpb_sums.data() + task * group_ * c_.rpb_table;
-    for (std::int64_t i = task % c_.rpb_slots; i < c_.segments.total(); i += c_.rpb_slots) segment(c_.segments.locate(i));
+    for (std::int64_t i = task % c_.rpb_slots; i < c_.segments.total(); i += c_.rpb_slots)
+      segment(c_.segments.locate(i));
   }
 
   void segment(const CellTasks::Place& place) {
@@ -117,7 +122,8 @@ class BackwardTask {
     }
     if (index > 0) return;
     const Box queries = queries_of_tiles(tiles);
-    const std::size_t slots = static_cast<std::size_t>(last_head_tile_ - first_head_tile_) * static_cast<std::size_t>(tiles.volume());
+    const std::size_t slots =
+        static_cast<std::size_t>(last_head_tile_ - first_head_tile_) * static_cast<std::size_t>(tiles.volume());
     std::fill_n(at(c_.layout.grad_query), slots * c_.layout.grad_query_step / sizeof(T), T{0});
 
     sum_queries_ = true;
@@ -180,7 +186,8 @@ class BackwardTask {
     kv_head_ = task / c_.additional_blocks % p_.heads_kv;
     const std::int64_t batch = task / c_.additional_blocks / p_.heads_kv;
     const int extent = additional_extent();
-    const Box block = {{{0, 1}, {0, 1}, geometry::tile_span(static_cast<int>(index), extent, static_cast<int>(p_.additional_tokens))}};
+    const Box block = {
+        {{0, 1}, {0, 1}, geometry::tile_span(static_cast<int>(index), extent, static_cast<int>(p_.additional_tokens))}};
     bool started = false;
     const auto [first, last] = c_.domain.cells_of(batch);
     for (std::int64_t i = first; i < last; ++i) {
@@ -201,10 +208,12 @@ class BackwardTask {
       zero(grad_values_, block);
     }
     if (c_.out.additional_keys) {
-      unpack(grad_keys_, scale_, c_.out.additional_keys, additional_row_map(c_.out.additional_keys, batch), block, kv_head_);
+      unpack(grad_keys_, scale_, c_.out.additional_keys, additional_row_map(c_.out.additional_keys, batch), block,
+             kv_head_);
     }
     if (c_.out.additional_values) {
-      unpack(grad_values_, T{1}, c_.out.additional_values, additional_row_map(c_.out.additional_values, batch), block, kv_head_);
+      unpack(grad_values_, T{1}, c_.out.additional_values, additional_row_map(c_.out.additional_values, batch), block,
+             kv_head_);
     }
   }
 
@@ -244,7 +253,8 @@ class BackwardTask {
   Box block_box(const Box& one) const {
     Box out;
     for (int a = 0; a < geometry::kRank; ++a) {
-      out.axis[a] = geometry::tile_span(one.axis[a].begin, plan_.kv_block[static_cast<std::size_t>(a)], cell_.grid.axis[a].keys);
+      out.axis[a] =
+          geometry::tile_span(one.axis[a].begin, plan_.kv_block[static_cast<std::size_t>(a)], cell_.grid.axis[a].keys);
     }
     return out;
   }
@@ -285,14 +295,18 @@ class BackwardTask {
       zero(grad_keys_, block);
       zero(grad_values_, block);
     }
-    finite_keys_ = pack(c_.in.additional_keys, additional_row_map(c_.in.additional_keys, cell_.batch), block, kv_head_, keys_);
-    finite_values_ = pack(c_.in.additional_values, additional_row_map(c_.in.additional_values, cell_.batch), block, kv_head_, values_);
+    finite_keys_ =
+        pack(c_.in.additional_keys, additional_row_map(c_.in.additional_keys, cell_.batch), block, kv_head_, keys_);
+    finite_values_ = pack(c_.in.additional_values, additional_row_map(c_.in.additional_values, cell_.batch), block,
+                          kv_head_, values_);
   }
 
   void end_block(const Box& block) {
     if (!own_keys_) return;
-    if (c_.out.key) unpack(grad_keys_, scale_, c_.out.key, row_map(c_.out.key, p_, cell_, cell_.first_key), block, kv_head_);
-    if (c_.out.value) unpack(grad_values_, T{1}, c_.out.value, row_map(c_.out.value, p_, cell_, cell_.first_key), block, kv_head_);
+    if (c_.out.key)
+      unpack(grad_keys_, scale_, c_.out.key, row_map(c_.out.key, p_, cell_, cell_.first_key), block, kv_head_);
+    if (c_.out.value)
+      unpack(grad_values_, T{1}, c_.out.value, row_map(c_.out.value, p_, cell_, cell_.first_key), block, kv_head_);
   }
 
   static void zero(const Panel<T>& panel, const Box& block) {
@@ -307,7 +321,8 @@ class BackwardTask {
   void visit_tiles(const Box& segment, const Box& wanted) {
     const Box tiles = geometry::intersect(segment, wanted);
     for (int h = first_head_tile_; h < last_head_tile_; ++h) {
-      for_each_box(tiles, {1, 1, 1}, [&](const Box& one) HWY_ATTR { visit(tile_of(one, h), slot_of(segment, one, h)); });
+      for_each_box(tiles, {1, 1, 1},
+                   [&](const Box& one) HWY_ATTR { visit(tile_of(one, h), slot_of(segment, one, h)); });
     }
   }
 
@@ -398,17 +413,19 @@ class BackwardTask {
     const hn::ScalableTag<T> d;
     finite_query_ = load_tile(c_.in.query, row_map(c_.in.query, p_, cell_, cell_.first_query), tile, active, kRows,
                               query_rows_, scale_ * kLog2E<T>, query_, transpose_);
-    finite_grad_out_ = load_tile(c_.grads.grad_output, row_map(c_.grads.grad_output, p_, cell_, cell_.first_query), tile,
-                                 active, kRows, grad_out_rows_, T{1}, grad_out_, transpose_);
+    finite_grad_out_ = load_tile(c_.grads.grad_output, row_map(c_.grads.grad_output, p_, cell_, cell_.first_query),
+                                 tile, active, kRows, grad_out_rows_, T{1}, grad_out_, transpose_);
     for (int r = 0; r < kRows; ++r) {
       lse_[r] = kInfinity<T>;
       delta_[r] = 0;
     }
     const RowMap lse_map = row_map(c_.grads.logsumexp, p_, cell_, cell_.first_query);
-    const RowMap grad_lse_map = c_.grads.grad_logsumexp ? row_map(c_.grads.grad_logsumexp, p_, cell_, cell_.first_query) : RowMap{};
+    const RowMap grad_lse_map =
+        c_.grads.grad_logsumexp ? row_map(c_.grads.grad_logsumexp, p_, cell_, cell_.first_query) : RowMap{};
     const RowMap out_map = row_map(c_.grads.output, p_, cell_, cell_.first_query);
     tile.for_each_lane([&](int lane, int head, const Position& q) HWY_ATTR {
-      const auto lse = static_cast<T>(load_element(c_.grads.logsumexp.data(), c_.grads.logsumexp.dtype(), lse_map.row(q, head)));
+      const auto lse =
+          static_cast<T>(load_element(c_.grads.logsumexp.data(), c_.grads.logsumexp.dtype(), lse_map.row(q, head)));
       if (lse != -kInfinity<T>) lse_[lane] = lse * kLog2E<T>;
       auto sum = hn::Zero(d);
       for (int b = 0; b < grad_out_rows_.block_count; ++b) {
@@ -418,10 +435,11 @@ class BackwardTask {
           sum = hn::MulAdd(hn::LoadU(d, transpose_ + f), hn::LoadU(d, grad_out_rows_.at(b, lane) + f), sum);
         }
       }
-      
+
       delta_[lane] = hn::GetLane(hn::SumOfLanes(d, sum));
       if (c_.grads.grad_logsumexp) {
-        delta_[lane] -= static_cast<T>(load_element(c_.grads.grad_logsumexp.data(), c_.grads.grad_logsumexp.dtype(), grad_lse_map.row(q, head)));
+        delta_[lane] -= static_cast<T>(
+            load_element(c_.grads.grad_logsumexp.data(), c_.grads.grad_logsumexp.dtype(), grad_lse_map.row(q, head)));
       }
     });
     return finite_query_ && finite_grad_out_;
@@ -435,9 +453,12 @@ class BackwardTask {
       load_row(static_cast<const T*>(base) + offset, width, transpose_, unused);
     } else {
       switch (c_.grads.output.dtype()) {
-        case DType::bfloat16: return load_row(static_cast<const BFloat16*>(base) + offset, width, transpose_, unused);
-        case DType::float16: return load_row(static_cast<const Float16*>(base) + offset, width, transpose_, unused);
-        default: return load_row(static_cast<const T*>(base) + offset, width, transpose_, unused);
+        case DType::bfloat16:
+          return load_row(static_cast<const BFloat16*>(base) + offset, width, transpose_, unused);
+        case DType::float16:
+          return load_row(static_cast<const Float16*>(base) + offset, width, transpose_, unused);
+        default:
+          return load_row(static_cast<const T*>(base) + offset, width, transpose_, unused);
       }
     }
   }
@@ -470,9 +491,9 @@ class BackwardTask {
   Cell cell_;
   Position tile_count_{};
   double* rpb_sums_ = nullptr;
-  Box block_;               // the packed keys
-  bool additional_ = false; // they are additional tokens
-  bool own_keys_ = false;   // this task sums dK and dV of the block
+  Box block_;                // the packed keys
+  bool additional_ = false;  // they are additional tokens
+  bool own_keys_ = false;    // this task sums dK and dV of the block
   bool sum_queries_ = false;
   bool finite_keys_ = true, finite_values_ = true, finite_query_ = true, finite_grad_out_ = true;
 };
@@ -480,9 +501,12 @@ class BackwardTask {
 template <class T>
 void backward_task(BackwardContext& context, std::int64_t task, std::byte* scratch) {
   switch (context.plan.backward.tile.rows) {
-    case 16: return BackwardTask<T, 16>(context, scratch).run(task);
-    case 32: return BackwardTask<T, 32>(context, scratch).run(task);
-    default: return BackwardTask<T, 64>(context, scratch).run(task);
+    case 16:
+      return BackwardTask<T, 16>(context, scratch).run(task);
+    case 32:
+      return BackwardTask<T, 32>(context, scratch).run(task);
+    default:
+      return BackwardTask<T, 64>(context, scratch).run(task);
   }
 }
 

@@ -20,8 +20,11 @@ void clear_padding(const TensorView& gradient, const Dense& mask) {
   for (std::size_t b = 0; b < mask.key_lengths.size(); ++b) {
     for (std::int64_t k = mask.key_lengths[b]; k < mask.keys; ++k) {
       for (std::int64_t h = 0; h < gradient.size(2); ++h) {
-        const std::int64_t offset = static_cast<std::int64_t>(b) * gradient.stride(0) + k * gradient.stride(1) + h * gradient.stride(2);
-        std::memset(static_cast<std::byte*>(gradient.data()) + offset * static_cast<std::int64_t>(dtype_size(gradient.dtype())), 0, row_bytes);
+        const std::int64_t offset =
+            static_cast<std::int64_t>(b) * gradient.stride(0) + k * gradient.stride(1) + h * gradient.stride(2);
+        std::memset(
+            static_cast<std::byte*>(gradient.data()) + offset * static_cast<std::int64_t>(dtype_size(gradient.dtype())),
+            0, row_bytes);
       }
     }
   }
@@ -51,7 +54,12 @@ std::int64_t segment_tile_count(const BackwardPlan& plan) {
 
 BackwardContext::BackwardContext(const Plan& the_plan, const AttentionInputs& inputs,
                                  const AttentionGradInputs& grad_inputs, const AttentionGradients& gradients)
-    : plan(the_plan), problem(the_plan.problem), in(inputs), grads(grad_inputs), out(gradients), domain(problem),
+    : plan(the_plan),
+      problem(the_plan.problem),
+      in(inputs),
+      grads(grad_inputs),
+      out(gradients),
+      domain(problem),
       layout(problem, plan.backward, segment_tile_count(plan.backward)) {
   const BackwardPlan& b = plan.backward;
   const int head_tiles = geometry::ceil_div(static_cast<int>(problem.heads / problem.heads_kv), b.tile.heads);

@@ -26,11 +26,11 @@ inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 // The keys of one query tile inside one packed box.
 struct Visit {
-  Box sub;                        ///< the keys, as positions
+  Box sub;  ///< the keys, as positions
   const Run* runs = nullptr;
   int run_count = 0;
-  bool masked = false;            ///< some pair is not seen: `masks` decides
-  std::uint64_t* masks = nullptr; ///< per key of `sub`, in order; all active lanes where nothing is masked
+  bool masked = false;             ///< some pair is not seen: `masks` decides
+  std::uint64_t* masks = nullptr;  ///< per key of `sub`, in order; all active lanes where nothing is masked
 
   /// Position of key number `index` of `sub`.
   [[nodiscard]] Position position(int index) const {
@@ -79,8 +79,8 @@ HWY_INLINE void for_each_chunk(const Visit& visit, int most, const Each& each) {
 
 // bias[key][lane] += relative positional bias * log2 e, for the pairs that are seen. Chunk keys start at `first` of `sub`.
 template <class T, class In>
-void add_rpb_as(const ConstTensorView& rpb, const RpbMap& map, const Tile& tile, const Visit& visit, int first, int keys,
-                int rows, T* bias) {
+void add_rpb_as(const ConstTensorView& rpb, const RpbMap& map, const Tile& tile, const Visit& visit, int first,
+                int keys, int rows, T* bias) {
   tile.for_each_lane([&](int lane, int head, const Position& q) {
     const In* table = static_cast<const In*>(rpb.data()) + head * rpb.stride(0) + map.origin - map.part(q);
     for (int k = 0; k < keys; ++k) {
@@ -101,9 +101,12 @@ template <class T>
 void add_rpb(const ConstTensorView& rpb, const RpbMap& map, const Tile& tile, const Visit& visit, int first, int keys,
              int rows, T* bias) {
   switch (rpb.dtype()) {
-    case DType::float64: return add_rpb_as<T, double>(rpb, map, tile, visit, first, keys, rows, bias);
-    case DType::float32: return add_rpb_as<T, float>(rpb, map, tile, visit, first, keys, rows, bias);
-    default: return add_rpb_as<T, std::uint16_t>(rpb, map, tile, visit, first, keys, rows, bias);
+    case DType::float64:
+      return add_rpb_as<T, double>(rpb, map, tile, visit, first, keys, rows, bias);
+    case DType::float32:
+      return add_rpb_as<T, float>(rpb, map, tile, visit, first, keys, rows, bias);
+    default:
+      return add_rpb_as<T, std::uint16_t>(rpb, map, tile, visit, first, keys, rows, bias);
   }
 }
 
@@ -135,8 +138,8 @@ void add_attn_bias(const ConstTensorView& mask, std::int64_t batch, const Tile& 
 //
 // lanes[f][lane] += sum over keys that the lane sees of panel[key][f] * weight[key][lane]
 template <class T>
-void careful_lanes_add(const Panel<T>& panel, const Run* runs, int run_count, const T* weight, const std::uint64_t* masks,
-                       int rows, T* lanes) {
+void careful_lanes_add(const Panel<T>& panel, const Run* runs, int run_count, const T* weight,
+                       const std::uint64_t* masks, int rows, T* lanes) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
   for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
@@ -157,8 +160,8 @@ void careful_lanes_add(const Panel<T>& panel, const Run* runs, int run_count, co
 
 // sums[key][f] += sum over lanes that see the key of weight[key][lane] * panel[lane][f]
 template <class T>
-void careful_rows_add(const Panel<T>& panel, const Run* runs, int run_count, const T* weight, const std::uint64_t* masks,
-                      int rows, const Panel<T>& sums) {
+void careful_rows_add(const Panel<T>& panel, const Run* runs, int run_count, const T* weight,
+                      const std::uint64_t* masks, int rows, const Panel<T>& sums) {
   for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
     for (int k = 0; k < n; ++k) {
       for (int lane = 0; lane < rows; ++lane) {

@@ -65,8 +65,12 @@ void online_softmax(T* scores, int keys, const T* bias, const std::uint64_t* mas
 template <class T>
 struct ForwardScratch {
   ForwardScratch(const ForwardContext& c, std::byte* base)
-      : keys(at(base, c.layout.keys)), values(at(base, c.layout.values)), scores(at(base, c.layout.scores)),
-        bias(at(base, c.layout.bias)), factor(at(base, c.layout.factor)), transpose(at(base, c.layout.transpose)),
+      : keys(at(base, c.layout.keys)),
+        values(at(base, c.layout.values)),
+        scores(at(base, c.layout.scores)),
+        bias(at(base, c.layout.bias)),
+        factor(at(base, c.layout.factor)),
+        transpose(at(base, c.layout.transpose)),
         masks(reinterpret_cast<std::uint64_t*>(base + c.layout.masks)),
         axis_masks(reinterpret_cast<std::uint64_t*>(base + c.layout.axis_masks)),
         runs(reinterpret_cast<Run*>(base + c.layout.runs)) {}
@@ -81,7 +85,11 @@ template <class T, int kRows>
 class ForwardTask {
  public:
   ForwardTask(const ForwardContext& context, std::byte* scratch)
-      : c_(context), p_(context.problem), plan_(context.plan.forward), base_(scratch), s_(context, scratch),
+      : c_(context),
+        p_(context.problem),
+        plan_(context.plan.forward),
+        base_(scratch),
+        s_(context, scratch),
         group_(static_cast<int>(p_.heads / p_.heads_kv)) {
     const auto capacity = static_cast<std::size_t>(plan_.pack_keys);
     keys_ = {s_.keys, static_cast<int>(p_.head_dim), kBlock, capacity * kBlock};
@@ -140,8 +148,10 @@ class ForwardTask {
       at[static_cast<std::size_t>(a)] = static_cast<int>(block % c_.block_count(cell, a));
       block /= c_.block_count(cell, a);
     }
-    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, c_.head_tiles); ++h) {
-      const Box tiles = {{block_tiles(0, at, tile_count), block_tiles(1, at, tile_count), block_tiles(2, at, tile_count)}};
+    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, c_.head_tiles);
+         ++h) {
+      const Box tiles = {
+          {block_tiles(0, at, tile_count), block_tiles(1, at, tile_count), block_tiles(2, at, tile_count)}};
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) {
         Tile tile;
         tile.extent = plan_.tile.extent;
@@ -249,8 +259,8 @@ class ForwardTask {
   void end_tile(const Cell& cell, TileState<T>& s) {
     for (int r = 0; r < kRows; ++r) s_.factor[r] = s.sum[r] == 0 ? T{0} : T{1} / s.sum[r];
     if (s.fresh) std::fill_n(s.out, static_cast<std::size_t>(values_.width) * kRows, T{0});
-    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, row_map(c_.output, p_, cell, cell.first_query), s.tile,
-               s_.scores, s_.transpose);
+    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, row_map(c_.output, p_, cell, cell.first_query),
+               s.tile, s_.scores, s_.transpose);
     if (!c_.logsumexp) return;
     const hn::ScalableTag<T> d;
     for (std::size_t r = 0; r < kRows; r += kLanes<T>) {
@@ -281,9 +291,12 @@ class ForwardTask {
 template <class T>
 void forward_task(const ForwardContext& context, std::int64_t task, std::byte* scratch) {
   switch (context.plan.forward.tile.rows) {
-    case 16: return ForwardTask<T, 16>(context, scratch).run(task);
-    case 32: return ForwardTask<T, 32>(context, scratch).run(task);
-    default: return ForwardTask<T, 64>(context, scratch).run(task);
+    case 16:
+      return ForwardTask<T, 16>(context, scratch).run(task);
+    case 32:
+      return ForwardTask<T, 32>(context, scratch).run(task);
+    default:
+      return ForwardTask<T, 64>(context, scratch).run(task);
   }
 }
 

@@ -14,7 +14,12 @@ namespace vicus::cpu {
 /// that share packed keys.
 struct ForwardContext {
   ForwardContext(const Plan& the_plan, const AttentionInputs& inputs, const TensorView& out, const TensorView& lse)
-      : plan(the_plan), problem(the_plan.problem), in(inputs), output(out), logsumexp(lse), domain(problem),
+      : plan(the_plan),
+        problem(the_plan.problem),
+        in(inputs),
+        output(out),
+        logsumexp(lse),
+        domain(problem),
         layout(problem, plan.forward),
         head_tiles(geometry::ceil_div(static_cast<int>(problem.heads / problem.heads_kv), plan.forward.tile.heads)),
         head_blocks(geometry::ceil_div(head_tiles, plan.forward.stack_heads)),

@@ -42,9 +42,10 @@ BackwardLayout::BackwardLayout(const Problem& p, const BackwardPlan& plan, std::
   const auto rows = static_cast<std::size_t>(plan.tile.rows);
   const auto chunk = static_cast<std::size_t>(plan.chunk_keys);
   // Key blocks of small residue classes are small; additional tokens go in blocks of at least 64.
-  const std::size_t kv = std::max(static_cast<std::size_t>(plan.kv_block[0]) * static_cast<std::size_t>(plan.kv_block[1]) *
-                                      static_cast<std::size_t>(plan.kv_block[2]),
-                                  static_cast<std::size_t>(std::min<std::int64_t>(p.additional_tokens, 64)));
+  const std::size_t kv =
+      std::max(static_cast<std::size_t>(plan.kv_block[0]) * static_cast<std::size_t>(plan.kv_block[1]) *
+                   static_cast<std::size_t>(plan.kv_block[2]),
+               static_cast<std::size_t>(std::min<std::int64_t>(p.additional_tokens, 64)));
   capacity = kv;
   const std::size_t row_bytes = kBlock * element;
   const auto d_blocks = static_cast<std::size_t>(blocks(p.head_dim));

@@ -44,13 +44,13 @@ class Carver {
 struct ForwardLayout {
   ForwardLayout(const Problem& problem, const ForwardPlan& plan);
 
-  std::size_t query, out, top, sum;        ///< of the first tile; one more tile each *_step
+  std::size_t query, out, top, sum;  ///< of the first tile; one more tile each *_step
   std::size_t query_step, out_step, row_step;
-  std::size_t keys, values;                ///< packed rows; values lie in one block of value_width features
+  std::size_t keys, values;  ///< packed rows; values lie in one block of value_width features
   std::size_t value_width;
-  std::size_t scores, bias;                ///< [chunk_keys][rows]
+  std::size_t scores, bias;  ///< [chunk_keys][rows]
   std::size_t factor, transpose;
-  std::size_t masks, axis_masks, runs;     ///< per packed key
+  std::size_t masks, axis_masks, runs;  ///< per packed key
   std::size_t bytes;
 };
 
@@ -58,12 +58,12 @@ struct ForwardLayout {
 struct BackwardLayout {
   BackwardLayout(const Problem& problem, const BackwardPlan& plan, std::int64_t tiles);
 
-  std::size_t capacity;                     ///< rows of the packed panels: a key block, or additional tokens
-  std::size_t grad_query, grad_query_step;  ///< [tiles] of [D][rows]
-  std::size_t keys, values, grad_keys, grad_values;      ///< packed rows of one key block
+  std::size_t capacity;                              ///< rows of the packed panels: a key block, or additional tokens
+  std::size_t grad_query, grad_query_step;           ///< [tiles] of [D][rows]
+  std::size_t keys, values, grad_keys, grad_values;  ///< packed rows of one key block
   std::size_t query_rows, query, grad_out_rows, grad_out;  ///< the query tile, as rows and as lanes
   std::size_t lse, delta;
-  std::size_t scores, grad_scores, bias;    ///< [chunk_keys][rows]
+  std::size_t scores, grad_scores, bias;  ///< [chunk_keys][rows]
   std::size_t transpose;
   std::size_t masks, axis_masks, runs;
   std::size_t bytes;

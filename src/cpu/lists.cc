@@ -30,7 +30,8 @@ void dot_list_as(const void* row, const void* const* rows, int count, int width,
   for (int r = 0; r < count; ++r) {
     auto sum = hn::Zero(d);
     for (int i = 0; i < width; i += N) {
-      sum = hn::MulAdd(part<T>(static_cast<const In*>(row), i, width), part<T>(static_cast<const In*>(rows[r]), i, width), sum);
+      sum = hn::MulAdd(part<T>(static_cast<const In*>(row), i, width),
+                       part<T>(static_cast<const In*>(rows[r]), i, width), sum);
     }
     static_cast<T*>(out)[r] = hn::GetLane(hn::SumOfLanes(d, sum));
   }
@@ -55,19 +56,28 @@ void sum_list_as(const void* const* rows, const void* weights, int count, int wi
 
 void dot_list_any(DType dtype, const void* row, const void* const* rows, int count, int width, void* out) {
   switch (dtype) {
-    case DType::float64: return dot_list_as<double, double>(row, rows, count, width, out);
-    case DType::bfloat16: return dot_list_as<float, BFloat16>(row, rows, count, width, out);
-    case DType::float16: return dot_list_as<float, Float16>(row, rows, count, width, out);
-    default: return dot_list_as<float, float>(row, rows, count, width, out);
+    case DType::float64:
+      return dot_list_as<double, double>(row, rows, count, width, out);
+    case DType::bfloat16:
+      return dot_list_as<float, BFloat16>(row, rows, count, width, out);
+    case DType::float16:
+      return dot_list_as<float, Float16>(row, rows, count, width, out);
+    default:
+      return dot_list_as<float, float>(row, rows, count, width, out);
   }
 }
 
-void sum_list_any(DType dtype, const void* const* rows, const void* weights, int count, int width, void* sums, void* out) {
+void sum_list_any(DType dtype, const void* const* rows, const void* weights, int count, int width, void* sums,
+                  void* out) {
   switch (dtype) {
-    case DType::float64: return sum_list_as<double, double>(rows, weights, count, width, sums, out);
-    case DType::bfloat16: return sum_list_as<float, BFloat16>(rows, weights, count, width, sums, out);
-    case DType::float16: return sum_list_as<float, Float16>(rows, weights, count, width, sums, out);
-    default: return sum_list_as<float, float>(rows, weights, count, width, sums, out);
+    case DType::float64:
+      return sum_list_as<double, double>(rows, weights, count, width, sums, out);
+    case DType::bfloat16:
+      return sum_list_as<float, BFloat16>(rows, weights, count, width, sums, out);
+    case DType::float16:
+      return sum_list_as<float, Float16>(rows, weights, count, width, sums, out);
+    default:
+      return sum_list_as<float, float>(rows, weights, count, width, sums, out);
   }
 }
 

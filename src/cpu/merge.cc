@@ -37,7 +37,8 @@ class Parts {
     }
     require_present("outputs[0]", outputs[0]);
     if (outputs[0].dims() < 4) {
-      throw InvalidArgument("outputs[0].shape", shape_text(outputs[0]), "[batch, 1 to 3 token axes, heads, head_dim_v]");
+      throw InvalidArgument("outputs[0].shape", shape_text(outputs[0]),
+                            "[batch, 1 to 3 token axes, heads, head_dim_v]");
     }
     shape_.assign(outputs[0].shape().begin(), outputs[0].shape().end());
     row_shape_.assign(shape_.begin(), shape_.end() - 1);
@@ -103,11 +104,12 @@ template <class EachRow>
 void for_each_row(const Parts& parts, std::size_t doubles, const EachRow& each) {
   constexpr std::int64_t kPiece = 256;
   const std::int64_t pieces = (parts.rows() + kPiece - 1) / kPiece;
-  cpu::parallel_tasks(omp_get_max_threads(), pieces, doubles * sizeof(double), [&](std::int64_t piece, std::byte* scratch) {
-    for (std::int64_t r = piece * kPiece; r < std::min((piece + 1) * kPiece, parts.rows()); ++r) {
-      each(r, reinterpret_cast<double*>(scratch));
-    }
-  });
+  cpu::parallel_tasks(omp_get_max_threads(), pieces, doubles * sizeof(double),
+                      [&](std::int64_t piece, std::byte* scratch) {
+                        for (std::int64_t r = piece * kPiece; r < std::min((piece + 1) * kPiece, parts.rows()); ++r) {
+                          each(r, reinterpret_cast<double*>(scratch));
+                        }
+                      });
 }
 
 }  // namespace
@@ -143,7 +145,8 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
   if (grad_logsumexp) require_logsumexp("grad_logsumexp", grad_logsumexp, parts.row_shape(), parts.dtype(), false);
   const auto check_count = [&](const char* name, std::size_t got) {
     if (got != 0 && got != parts.count()) {
-      throw InvalidArgument(name, std::to_string(got) + " parts", "none, or as many as outputs: " + std::to_string(parts.count()));
+      throw InvalidArgument(name, std::to_string(got) + " parts",
+                            "none, or as many as outputs: " + std::to_string(parts.count()));
     }
   };
   check_count("grad_outputs", grad_outputs.size());
@@ -161,7 +164,9 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
     double* const dot = weight + parts.count();  // do . o_i
     parts.weights(r, weight);
     const std::int64_t grad_row = parts.offset(grad_output, r);
-    const auto grad = [&](std::int64_t f) { return load_element(grad_output.data(), grad_output.dtype(), grad_row + f); };
+    const auto grad = [&](std::int64_t f) {
+      return load_element(grad_output.data(), grad_output.dtype(), grad_row + f);
+    };
     double total = 0;  // do . o
     for (std::size_t i = 0; i < parts.count(); ++i) {
       dot[i] = 0;
@@ -171,7 +176,8 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
       total += weight[i] * dot[i];
     }
     const double grad_lse =
-        grad_logsumexp ? load_element(grad_logsumexp.data(), grad_logsumexp.dtype(), parts.offset(grad_logsumexp, r)) : 0.0;
+        grad_logsumexp ? load_element(grad_logsumexp.data(), grad_logsumexp.dtype(), parts.offset(grad_logsumexp, r))
+                       : 0.0;
     for (std::size_t i = 0; i < parts.count(); ++i) {
       const double w = weight[i];
       if (!grad_outputs.empty() && grad_outputs[i]) {

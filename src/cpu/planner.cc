@@ -32,9 +32,9 @@ constexpr double kSegmentBytes = 3.2 * (1 << 20);
 constexpr std::size_t kMaxCandidates = 12;
 
 struct Cost {
-  double pair;       ///< per (padded row, key)
-  double key;        ///< per packed key, shared by a stack
-  double tile;       ///< per tile
+  double pair;  ///< per (padded row, key)
+  double key;   ///< per packed key, shared by a stack
+  double tile;  ///< per tile
 };
 
 // Products run at one multiply-add per lane and half cycle; few rows keep the load ports busier than the arithmetic.
@@ -93,7 +93,8 @@ geometry::Grid largest(const std::vector<Family>& list) {
     best.queries = best.keys = 0;
     for (const Family& family : list) {
       for (const auto& c : family.axes[static_cast<std::size_t>(a)]) {
-        const bool longer = c.axis.queries > best.queries || (c.axis.queries == best.queries && c.axis.keys > best.keys);
+        const bool longer =
+            c.axis.queries > best.queries || (c.axis.queries == best.queries && c.axis.keys > best.keys);
         if (longer) best = c.axis;
       }
     }
@@ -172,7 +173,8 @@ std::vector<Scored> search(const Problem& p, const PlanOptions& options, const g
       for (const int j : tried[1]) {
         for (const int k : tried[2]) {
           // Boxes that leave more than half of the rows empty come only from short grids.
-          const bool could_grow = 2 * i * j * k <= rows && (i < tried[0].back() || j < tried[1].back() || k < tried[2].back());
+          const bool could_grow =
+              2 * i * j * k <= rows && (i < tried[0].back() || j < tried[1].back() || k < tried[2].back());
           if (!could_grow) consider(rows, {i, j, k});
         }
       }
@@ -194,8 +196,10 @@ void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& lis
   ForwardPlan& f = plan.forward;
   f.tile = best.tile;
   f.chunk_keys = std::max(kChunkBytes / (f.tile.rows * static_cast<int>(element)), 64);
-  f.pack_keys = packed_keys((static_cast<std::size_t>(blocks(p.head_dim)) * kBlock +
-                             round_up(static_cast<std::size_t>(p.head_dim_v), kPad)) * element, kPackBytes, f.chunk_keys);
+  f.pack_keys = packed_keys(
+      (static_cast<std::size_t>(blocks(p.head_dim)) * kBlock + round_up(static_cast<std::size_t>(p.head_dim_v), kPad)) *
+          element,
+      kPackBytes, f.chunk_keys);
   // Stacks share packed keys: first the heads of a group, whose keys are the same, then neighbours on the axis where that
   // adds fewest keys. They grow while there are tasks enough for the threads to share.
   const int head_tiles = geometry::ceil_div(group, f.tile.heads);
@@ -256,7 +260,8 @@ Position block_extent(const geometry::Grid& grid, const QueryTile& tile, int mos
       const auto n = static_cast<std::size_t>(a);
       const int next = std::min(2 * e[n], std::max(grid.axis[a].keys, 1));
       if (next == e[n] || e[0] * e[1] * e[2] / e[n] * next > most) continue;
-      if (grow < 0 || hull[n] / e[n] > hull[static_cast<std::size_t>(grow)] / e[static_cast<std::size_t>(grow)]) grow = a;
+      if (grow < 0 || hull[n] / e[n] > hull[static_cast<std::size_t>(grow)] / e[static_cast<std::size_t>(grow)])
+        grow = a;
     }
     if (grow < 0) break;
     int& g = e[static_cast<std::size_t>(grow)];
@@ -299,7 +304,8 @@ double interior_share(const geometry::Grid& grid, const BackwardPlan& b, int hea
 void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& grid, std::int64_t cells) {
   const Problem& p = plan.problem;
   Position tiles{};
-  for (std::size_t a = 0; a < 3; ++a) tiles[a] = std::max(geometry::ceil_div(grid.axis[a].queries, b.tile.extent[a]), 1);
+  for (std::size_t a = 0; a < 3; ++a)
+    tiles[a] = std::max(geometry::ceil_div(grid.axis[a].queries, b.tile.extent[a]), 1);
   const double tile_bytes = static_cast<double>(round_up(static_cast<std::size_t>(p.head_dim), 4) *
                                                 static_cast<std::size_t>(b.tile.rows) * element_bytes(p.dtype));
   double best = std::numeric_limits<double>::infinity();
@@ -409,7 +415,8 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   plan_forward(plan, found.front(), list, grid, cells);
   plan_backward(plan, found.front(), list, grid, cells);
   for (std::size_t i = 0; i < std::min(found.size(), kMaxCandidates); ++i) {
-    plan.candidates.push_back({found[i].tile, plan.mask_pairs > 0 ? found[i].pairs / plan.mask_pairs : 1, found[i].cost});
+    plan.candidates.push_back(
+        {found[i].tile, plan.mask_pairs > 0 ? found[i].pairs / plan.mask_pairs : 1, found[i].cost});
   }
 }
 

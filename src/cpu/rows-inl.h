@@ -140,12 +140,16 @@ template <class T>
 struct Panel {
   Panel() = default;
   Panel(T* to, int features, int block_features, std::size_t step)
-      : data(to), width(features), block(block_features), block_step(step),
+      : data(to),
+        width(features),
+        block(block_features),
+        block_step(step),
         block_count((features + block_features - 1) / block_features) {}
 
   [[nodiscard]] int block_width(int b) const { return b + 1 < block_count ? block : width - b * block; }
   [[nodiscard]] T* at(int b, int row) const {
-    return data + static_cast<std::size_t>(b) * block_step + static_cast<std::size_t>(row) * static_cast<std::size_t>(block);
+    return data + static_cast<std::size_t>(b) * block_step +
+           static_cast<std::size_t>(row) * static_cast<std::size_t>(block);
   }
 
   T* data = nullptr;
@@ -156,7 +160,8 @@ struct Panel {
 
 template <class T, class In>
 HWY_INLINE void load_panel_row(const In* src, const Panel<T>& panel, int row, Finite<T>& finite) {
-  for (int b = 0; b < panel.block_count; ++b) load_row(src + b * panel.block, panel.block_width(b), panel.at(b, row), finite);
+  for (int b = 0; b < panel.block_count; ++b)
+    load_row(src + b * panel.block, panel.block_width(b), panel.at(b, row), finite);
 }
 
 // Rows of one head are far apart: they miss the first caches, no hardware prefetcher sees a stream in them, and where the
@@ -167,7 +172,8 @@ inline constexpr int kFetchAhead = 24;
 template <class In>
 HWY_INLINE void fetch_row(const In* row, int width) {
   const auto* bytes = reinterpret_cast<const char*>(row);
-  for (std::size_t i = 0; i < static_cast<std::size_t>(width) * sizeof(In); i += 64) __builtin_prefetch(bytes + i, 0, 2);
+  for (std::size_t i = 0; i < static_cast<std::size_t>(width) * sizeof(In); i += 64)
+    __builtin_prefetch(bytes + i, 0, 2);
 }
 
 // Rows of `box` into the panel, row-major. Returns whether all values were finite.
@@ -198,9 +204,12 @@ bool pack(const ConstTensorView& t, const RowMap& map, const Box& box, std::int6
     return pack_as<T, T>(t.data(), map, box, head, panel);
   } else {
     switch (t.dtype()) {
-      case DType::bfloat16: return pack_as<T, BFloat16>(t.data(), map, box, head, panel);
-      case DType::float16: return pack_as<T, Float16>(t.data(), map, box, head, panel);
-      default: return pack_as<T, T>(t.data(), map, box, head, panel);
+      case DType::bfloat16:
+        return pack_as<T, BFloat16>(t.data(), map, box, head, panel);
+      case DType::float16:
+        return pack_as<T, Float16>(t.data(), map, box, head, panel);
+      default:
+        return pack_as<T, T>(t.data(), map, box, head, panel);
     }
   }
 }
@@ -227,14 +236,18 @@ void unpack_as(const Panel<T>& panel, T factor, void* base, const RowMap& map, c
 }
 
 template <class T>
-void unpack(const Panel<T>& panel, T factor, const TensorView& t, const RowMap& map, const Box& box, std::int64_t head) {
+void unpack(const Panel<T>& panel, T factor, const TensorView& t, const RowMap& map, const Box& box,
+            std::int64_t head) {
   if constexpr (sizeof(T) == 8) {
     unpack_as<T, T>(panel, factor, t.data(), map, box, head);
   } else {
     switch (t.dtype()) {
-      case DType::bfloat16: return unpack_as<T, BFloat16>(panel, factor, t.data(), map, box, head);
-      case DType::float16: return unpack_as<T, Float16>(panel, factor, t.data(), map, box, head);
-      default: return unpack_as<T, T>(panel, factor, t.data(), map, box, head);
+      case DType::bfloat16:
+        return unpack_as<T, BFloat16>(panel, factor, t.data(), map, box, head);
+      case DType::float16:
+        return unpack_as<T, Float16>(panel, factor, t.data(), map, box, head);
+      default:
+        return unpack_as<T, T>(panel, factor, t.data(), map, box, head);
     }
   }
 }
@@ -281,7 +294,8 @@ bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, std::ui
       load_row(static_cast<const In*>(base) + map.row(p, head) + b * kBlock, width, panel.at(b, lane), finite);
     });
     if (lanes != nullptr) {
-      rows_to_lanes(panel.at(b, 0), rows, width, factor, lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+      rows_to_lanes(panel.at(b, 0), rows, width, factor,
+                    lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
     }
   }
   return finite.all();
@@ -306,15 +320,16 @@ bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, st
         return load_tile_as<T, BFloat16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
       case DType::float16:
         return load_tile_as<T, Float16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
-      default: return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+      default:
+        return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
     }
   }
 }
 
 // lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `buffer` as above.
 template <class T, class Out>
-void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* base, const RowMap& map, const Tile& tile,
-                   T* piece, T* buffer) {
+void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* base, const RowMap& map,
+                   const Tile& tile, T* piece, T* buffer) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
   const auto row_count = static_cast<std::size_t>(rows);
@@ -325,8 +340,9 @@ void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* b
       for (int q = 0; q < n; q += 4) {
         const T* src = lanes + static_cast<std::size_t>(done + q) * row_count + first;
         hn::StoreInterleaved4(hn::Mul(hn::LoadU(d, src), f), hn::Mul(hn::LoadU(d, src + row_count), f),
-                              hn::Mul(hn::LoadU(d, src + 2 * row_count), f), hn::Mul(hn::LoadU(d, src + 3 * row_count), f),
-                              d, buffer + static_cast<std::size_t>(q) * N);
+                              hn::Mul(hn::LoadU(d, src + 2 * row_count), f),
+                              hn::Mul(hn::LoadU(d, src + 3 * row_count), f), d,
+                              buffer + static_cast<std::size_t>(q) * N);
       }
       for (std::size_t lane = 0; lane < N; ++lane) {
         T* dst = piece + (first + lane) * kBlock;
@@ -352,7 +368,8 @@ void store_tile(const T* lanes, const T* factor, int width, int rows, const Tens
         return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
       case DType::float16:
         return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
-      default: return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+      default:
+        return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
     }
   }
 }

@@ -50,8 +50,9 @@ std::vector<std::int64_t> heads_first_shape(const Problem& p, std::int64_t heads
 }
 
 // The problem of heads-first tensors; `rows` [B, H, *X, ...] gives batch, heads and layout.
-Problem unfused_problem(const char* name, const ConstTensorView& rows, const char* keys_name, const ConstTensorView& keys,
-                        const Neighborhood& mask, const char* additional_name, const ConstTensorView& additional) {
+Problem unfused_problem(const char* name, const ConstTensorView& rows, const char* keys_name,
+                        const ConstTensorView& keys, const Neighborhood& mask, const char* additional_name,
+                        const ConstTensorView& additional) {
   for (const auto& [what, t] : {std::pair{name, rows}, std::pair{keys_name, keys}}) {
     require_present(what, t);
     if (t.dims() < 4 || t.dims() != rows.dims()) {
@@ -68,7 +69,8 @@ Problem unfused_problem(const char* name, const ConstTensorView& rows, const cha
   if (p.heads_kv < 1) throw InvalidArgument(std::string(keys_name) + ".shape[1]", "0", ">= 1");
   if (additional) {
     if (additional.dims() != 4) {
-      throw InvalidArgument(std::string(additional_name) + ".shape", shape_text(additional), "[batch, heads, tokens, features]");
+      throw InvalidArgument(std::string(additional_name) + ".shape", shape_text(additional),
+                            "[batch, heads, tokens, features]");
     }
     p.additional_tokens = additional.size(2);
   }
@@ -79,9 +81,11 @@ Problem unfused_problem(const char* name, const ConstTensorView& rows, const cha
 // One query of one head, and what it is paired with.
 struct Slots {
   explicit Slots(const Problem& problem) {
-    if (problem.dense()) throw InvalidArgument("problem", "dense", "neighborhood attention: scores have a slot per window key");
+    if (problem.dense())
+      throw InvalidArgument("problem", "dense", "neighborhood attention: scores have a slot per window key");
     const auto& window = std::get<Neighborhood>(problem.mask).kernel_size;
-    for (int i = 0; i < problem.rank(); ++i) extent[static_cast<std::size_t>(geometry::kRank - problem.rank() + i)] = window[i];
+    for (int i = 0; i < problem.rank(); ++i)
+      extent[static_cast<std::size_t>(geometry::kRank - problem.rank() + i)] = window[i];
     std::int64_t slots = problem.additional_tokens;  // with the other dimensions of the scores
     bool fits = !__builtin_mul_overflow(extent[0], extent[1], &window_slots) &&
                 !__builtin_mul_overflow(window_slots, extent[2], &window_slots) &&
@@ -176,7 +180,8 @@ void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, cons
     for (Span& axis : slice.axis) {
       if (axis.size() > longest->size()) longest = &axis;
     }
-    *longest = geometry::tile_span(static_cast<int>(task % kSlices), geometry::ceil_div(longest->end, kSlices), longest->end);
+    *longest =
+        geometry::tile_span(static_cast<int>(task % kSlices), geometry::ceil_div(longest->end, kSlices), longest->end);
     Lists lists(p, width);
     for_each_position(slice, [&](const Position& q) { each(lists, cell, task / kSlices % heads, q); });
   });
@@ -197,7 +202,9 @@ void write_scores(const Problem& p, const ScoreRows& s) {
   const int width = static_cast<int>(s.keys.size(s.keys.dims() - 1));
   for_each_row(p, p.heads, width, [&](Lists& lists, const Cell& cell, std::int64_t head, const Position& q) {
     const std::int64_t out = row_map(s.scores, p, cell, 0).row(q, head);
-    const auto put = [&](std::int64_t slot, double x) { store_element(s.scores.data(), s.scores.dtype(), out + slot, x); };
+    const auto put = [&](std::int64_t slot, double x) {
+      store_element(s.scores.data(), s.scores.dtype(), out + slot, x);
+    };
     const RowMap key_map = row_map(s.keys, p, cell, 0);
     const Box window = window_of(cell, q);
     lists.clear();
@@ -256,7 +263,8 @@ void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTen
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for_each_position(geometry::queries_of(cell.grid, key), [&](const Position& q) {
         const std::int64_t slot = slots.slot(k, begin_of(window_of(cell, q)));
-        lists.add(element(rows, row.row(q, head)), load_element(scores.data(), scores.dtype(), score.row(q, head) + slot));
+        lists.add(element(rows, row.row(q, head)),
+                  load_element(scores.data(), scores.dtype(), score.row(q, head) + slot));
       });
     }
     lists.sum(p.dtype, width, element(out, row_map(out, p, cell, 0).row(k, kv_head)));
@@ -264,7 +272,8 @@ void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTen
 }
 
 // The same for the additional tokens, which every query of the batch entry sees.
-void sum_to_additional(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out) {
+void sum_to_additional(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows,
+                       const TensorView& out) {
   const Slots slots(p);
   const Domain domain(p);
   const std::int64_t group = p.heads / p.heads_kv;
@@ -278,7 +287,8 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
       const Cell cell = domain.cell(i);
       const RowMap row = row_map(rows, p, cell, 0);
       const RowMap score = row_map(scores, p, cell, 0);
-      const Box all = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
+      const Box all = {
+          {{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
       for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         for_each_position(all, [&](const Position& q) {
           lists.add(element(rows, row.row(q, head)),
@@ -286,7 +296,8 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
         });
       }
     }
-    lists.sum(p.dtype, width, element(out, additional_row_map(out, batch).row({0, 0, static_cast<int>(token)}, kv_head)));
+    lists.sum(p.dtype, width,
+              element(out, additional_row_map(out, batch).row({0, 0, static_cast<int>(token)}, kv_head)));
   });
 }
 
@@ -301,7 +312,8 @@ void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorVie
     for (std::int64_t i = 0; i < domain.size(); ++i) {
       const Cell cell = domain.cell(i);
       const RowMap score = row_map(scores, p, cell, 0);
-      const Box all = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
+      const Box all = {
+          {{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
       for_each_position(all, [&](const Position& q) {
         const Box window = window_of(cell, q);
         for_each_position(window, [&](const Position& k) {
@@ -341,7 +353,8 @@ void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const Co
 }
 
 void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
-                 const ConstTensorView& grad_scores, const QkGradients& gradients, const ConstTensorView& additional_keys) {
+                 const ConstTensorView& grad_scores, const QkGradients& gradients,
+                 const ConstTensorView& additional_keys) {
   Problem p = unfused_problem("query", query, "key", key, mask, "additional_keys", additional_keys);
   require_input("query", query, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
   require_input("key", key, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
@@ -394,8 +407,12 @@ void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const 
     require_output("grad_additional_values", gradients.additional_values, additional_values.shape(), p.dtype);
   }
   if (gradients.scores) {
-    write_scores(p, {heads_last(grad_output), heads_last(value), heads_last(additional_values), {},
-                     heads_last(gradients.scores), 0.0});
+    write_scores(p, {heads_last(grad_output),
+                     heads_last(value),
+                     heads_last(additional_values),
+                     {},
+                     heads_last(gradients.scores),
+                     0.0});
   }
   if (gradients.value) sum_to_keys(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.value));
   if (gradients.additional_values) {

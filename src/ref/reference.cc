@@ -82,8 +82,8 @@ class Row {
           }
           if (p_.attn_bias) {
             const ConstTensorView& m = in_.attn_bias;
-            key.bias = at(m, (m.size(0) == 1 ? 0 : cell.batch * m.stride(0)) + (m.size(1) == 1 ? 0 : head * m.stride(1)) +
-                                 q[2] * m.stride(2) + k * m.stride(3));
+            key.bias = at(m, (m.size(0) == 1 ? 0 : cell.batch * m.stride(0)) +
+                                 (m.size(1) == 1 ? 0 : head * m.stride(1)) + q[2] * m.stride(2) + k * m.stride(3));
             if (key.bias == -std::numeric_limits<double>::infinity()) continue;  // hidden
           }
           keys_.push_back(key);
@@ -176,15 +176,16 @@ void forward(const Problem& p, const AttentionInputs& in, const TensorView& outp
       store_element(output.data(), output.dtype(), out + d, sum);
     }
     if (logsumexp) {
-      store_element(logsumexp.data(), logsumexp.dtype(), row_map(logsumexp, p, cell, cell.first_query).row(q, head), lse);
+      store_element(logsumexp.data(), logsumexp.dtype(), row_map(logsumexp, p, cell, cell.first_query).row(q, head),
+                    lse);
     }
   });
 }
 
 void backward(const Problem& p, const AttentionInputs& in, const AttentionGradInputs& grads,
               const AttentionGradients& out) {
-  Sums sums = {Sum(out.query),           Sum(out.key),               Sum(out.value),
-               Sum(out.additional_keys), Sum(out.additional_values), Sum(out.rpb)};
+  Sums sums = {Sum(out.query), Sum(out.key), Sum(out.value), Sum(out.additional_keys), Sum(out.additional_values),
+               Sum(out.rpb)};
   // Absent gradients still need a layout to be addressed by.
   const auto shaped = [](Sum& sum, const std::vector<std::int64_t>& shape) { sum.layout = TensorLayout(shape); };
   shaped(sums.query, p.query_shape());
@@ -209,7 +210,8 @@ void backward(const Problem& p, const AttentionInputs& in, const AttentionGradIn
     grad_p.assign(row.keys().size(), 0.0);
     double delta = 0;  // do . o
     for (std::size_t j = 0; j < row.keys().size(); ++j) {
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) grad_p[j] += at(grads.grad_output, grad_row + d) * row.value(j, d);
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d)
+        grad_p[j] += at(grads.grad_output, grad_row + d) * row.value(j, d);
       delta += row.probability(j) * grad_p[j];
     }
     for (std::size_t j = 0; j < row.keys().size(); ++j) {

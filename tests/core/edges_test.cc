@@ -61,11 +61,11 @@ TEST(Edges, TheMostNegativeBiasHidesNothing) {
   p.attn_bias = true;
   Tensor<float> q(p.query_shape(), 1U), k(p.key_shape(), 2U), v(p.value_shape(), 3U);
   Tensor<float> bias({1, 1, 9, 9}, std::numeric_limits<float>::lowest());
-  expect_near(run(p, Engine::cpu, q, k, v, bias.view()).output,
-              run(p, Engine::reference, q, k, v, bias.view()).output, 1e-5F);
+  expect_near(run(p, Engine::cpu, q, k, v, bias.view()).output, run(p, Engine::reference, q, k, v, bias.view()).output,
+              1e-5F);
   Tensor<double> wide({1, 1, 9, 9}, -1e300);  // beyond float32, and still not -inf
-  expect_near(run(p, Engine::cpu, q, k, v, wide.view()).output,
-              run(p, Engine::reference, q, k, v, wide.view()).output, 1e-5F);
+  expect_near(run(p, Engine::cpu, q, k, v, wide.view()).output, run(p, Engine::reference, q, k, v, wide.view()).output,
+              1e-5F);
 }
 
 TEST(Edges, WeightsStayAtMostOneWhereRoundingIsCoarse) {
