@@ -11,7 +11,6 @@ namespace vicus {
 namespace {
 
 using definition::Mask;
-using geometry::Axis;
 using geometry::Box;
 using geometry::Grid;
 using geometry::Span;
