@@ -19,18 +19,6 @@ geometry::Axis dense_axis(const Dense& mask, std::int64_t queries, std::int64_t 
 
 }  // namespace
 
-std::int64_t Cell::queries() const {
-  std::int64_t n = 1;
-  for (const auto& axis : grid.axis) n *= axis.queries;
-  return n;
-}
-
-std::int64_t Cell::keys() const {
-  std::int64_t n = 1;
-  for (const auto& axis : grid.axis) n *= axis.keys;
-  return n;
-}
-
 Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.batch) {
   if (const auto* dense = std::get_if<Dense>(&problem.mask)) {
     if (!dense->cumulative_queries.empty())

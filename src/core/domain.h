@@ -23,9 +23,6 @@ struct Cell {
   std::int64_t first_query = 0, first_key = 0;  ///< token where a packed sequence starts, on the last axis
   geometry::Grid grid;                          ///< leading unused axes have one position
   Position dilation{1, 1, 1}, residue{0, 0, 0};
-
-  [[nodiscard]] std::int64_t queries() const;
-  [[nodiscard]] std::int64_t keys() const;
 };
 
 class Domain {

@@ -132,7 +132,7 @@ class BackwardTask {
       for_each_box(blocks_over(hull), {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         const Box block = block_box(one);
         const Box seen_by = geometry::queries_of(cell_.grid, block);
-        own_keys_ = head_pieces == 1 && queries.contains(seen_by);
+        own_keys_ = own_segment(seen_by);  // this one: it sees the block
         if (start_block(block)) visit_tiles(tiles, tiles_over(seen_by));
         end_block(block);
       });
@@ -170,7 +170,7 @@ class BackwardTask {
     if (index > 0) return;
     const Box block = block_box(one);
     const Box seen_by = geometry::queries_of(cell_.grid, block);
-    if (!seen_by.empty() && in_one_segment(seen_by)) return;  // its segment did it
+    if (own_segment(seen_by)) return;  // its segment did it
     own_keys_ = true;
     sum_queries_ = false;
     if (start_block(block)) {
@@ -259,12 +259,12 @@ class BackwardTask {
     return out;
   }
 
-  bool in_one_segment(const Box& queries) const {
+  // One segment holds all heads and queries that see a block.
+  bool own_segment(const Box& seen_by) const {
     if (plan_.segment_heads < head_tiles_) return false;
     for (int a = 0; a < geometry::kRank; ++a) {
       const auto n = static_cast<std::size_t>(a);
-      const int extent = plan_.segment[n] * plan_.tile.extent[n];
-      if (queries.axis[a].begin / extent != (queries.axis[a].end - 1) / extent) return false;
+      if (!in_one_segment(seen_by.axis[a], plan_.segment[n] * plan_.tile.extent[n])) return false;
     }
     return true;
   }

@@ -21,6 +21,12 @@ namespace vicus::cpu {
 /// Query tiles of one segment of one key/value head.
 [[nodiscard]] std::int64_t segment_tile_count(const BackwardPlan& plan);
 
+/// Whether one segment of `segment_queries` holds all queries of one axis that see a key block: then that segment sums the
+/// block's gradients, otherwise the block is a border block. Planner and both kinds of task ask here.
+[[nodiscard]] inline bool in_one_segment(geometry::Span seen_by, int segment_queries) {
+  return !seen_by.empty() && seen_by.begin / segment_queries == (seen_by.end - 1) / segment_queries;
+}
+
 struct BackwardContext {
   BackwardContext(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
                   const AttentionGradients& gradients);

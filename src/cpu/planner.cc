@@ -281,7 +281,7 @@ Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries)
     const Span block = {k, geometry::lo(k + kv_block, axis.keys)};
     const Span seen_by = geometry::queries_of(axis, block);
     const double pairs = static_cast<double>(block.size()) * seen_by.size();
-    const bool inside = !seen_by.empty() && seen_by.begin / segment_queries == (seen_by.end - 1) / segment_queries;
+    const bool inside = in_one_segment(seen_by, segment_queries);
     n.all_blocks += 1;
     n.all_pairs += pairs;
     n.blocks += inside ? 1 : 0;
