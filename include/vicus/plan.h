@@ -29,11 +29,32 @@ enum class Engine : std::uint8_t {
 /// Empty when `engine` takes the (valid) problem, otherwise the reason in words.
 [[nodiscard]] VICUS_API std::string supports(const Problem& problem, Engine engine);
 
+/// How much scratch memory a backward pass may trade for parallelism.
+enum class MemoryPreference : std::uint8_t {
+  balanced,      ///< key splits that bring the parallel tasks to at most 4096, counting those of batch and heads
+  strict,        ///< the same to at most 1024
+  unrestricted,  ///< up to 65535 key splits, whatever parallelism batch and heads give
+};
+
+/// What a backward pass is asked to do; `BackwardPlan::kv_splits_allowed` says what that comes to.
+struct BackwardOptions {
+  bool deterministic = false;  ///< gradients bit-identical from run to run: no key splits
+  /// Lets an engine split the keys among tasks that add to the same query gradients, in no fixed order and with scratch
+  /// memory for the sums.
+  bool kv_parallelism = true;
+  MemoryPreference memory = MemoryPreference::balanced;  ///< bounds the number of key splits
+  /// Key splits wanted per axis (trailing axes last) in place of the bound of `memory`; zeros leave it to the engine.
+  std::array<int, 3> kv_splits{};
+  friend bool operator==(const BackwardOptions&, const BackwardOptions&) = default;
+};
+
 struct PlanOptions {
   Engine engine = Engine::automatic;
-  int threads = 0;              ///< CPU threads; 0 means as many as OpenMP would use and the work is worth
+  int threads = 0;              ///< CPU threads; 0 means as many as there are and the work is worth
   std::array<int, 3> tile_q{};  ///< query tile, trailing axes last; zeros let the planner search
   int rows = 0;                 ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
+  BackwardOptions backward = {};
+  friend bool operator==(const PlanOptions&, const PlanOptions&) = default;
 };
 
 /// Work in (query, key) pairs, summed over batch and heads, additional tokens included.
@@ -62,6 +83,9 @@ struct ForwardPlan {
 };
 
 struct BackwardPlan {
+  BackwardOptions options;             ///< as asked for
+  std::int64_t kv_splits_allowed = 1;  ///< most parts an engine may split the keys into: 1 means a bit-exact backward
+  std::int64_t kv_splits = 1;          ///< parts they are split into; engines cpu and reference are bit-exact without
   QueryTile tile;
   std::array<int, 3> kv_block{};  ///< keys per axis whose gradients are summed together
   int chunk_keys = 0;

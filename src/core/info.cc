@@ -1,6 +1,7 @@
 #include "vicus/info.h"
 
 #include "cpu/engine.h"
+#include "cpu/threads.h"
 #include "vicus/error.h"
 
 namespace vicus {
@@ -21,6 +22,6 @@ void limit_cpu_target(std::string_view name) {
   throw InvalidArgument("cpu target", "'" + std::string(name) + "'", allowed);
 }
 
-int default_threads() noexcept { return cpu::default_threads(); }
+int default_threads() noexcept { return cpu::max_threads(); }
 
 }  // namespace vicus

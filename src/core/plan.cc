@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "cpu/engine.h"
 #include "cpu/planner.h"
+#include "cpu/threads.h"
 #include "vicus/error.h"
 
 namespace vicus {
@@ -68,6 +69,35 @@ std::string supports(const Problem& problem, Engine engine) {
   return "";
 }
 
+namespace {
+
+std::int64_t kv_splits_allowed(const Problem& p, const BackwardOptions& options) {
+  if (options.deterministic || !options.kv_parallelism) return 1;
+  if (options.kv_splits != std::array<int, 3>{}) {
+    std::int64_t wanted = 1;
+    for (const int splits : options.kv_splits) wanted *= std::max(splits, 1);
+    return wanted;
+  }
+  constexpr std::int64_t kMost = 65535, kBalanced = 4096, kStrict = 1024;
+  if (options.memory == MemoryPreference::unrestricted) return kMost;
+  const std::int64_t tasks = options.memory == MemoryPreference::strict ? kStrict : kBalanced;
+  const double parallel = static_cast<double>(Domain(p).size()) * static_cast<double>(p.heads);
+  return std::max(static_cast<std::int64_t>(static_cast<double>(tasks) / std::max(parallel, 1.0)), std::int64_t{1});
+}
+
+void check(const BackwardOptions& options) {
+  constexpr int kMostSplits = 65535;
+  for (std::size_t a = 0; a < 3; ++a) {
+    const int splits = options.kv_splits[a];
+    if (splits < 0 || splits > kMostSplits) {
+      throw InvalidArgument("kv_splits[" + std::to_string(a) + "]", std::to_string(splits),
+                            "0 to " + std::to_string(kMostSplits));
+    }
+  }
+}
+
+}  // namespace
+
 Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   Plan plan;
   plan.problem = validate(problem);
@@ -75,7 +105,10 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
     throw InvalidArgument("threads", std::to_string(options.threads), "0 to " + std::to_string(kMaxThreads));
   }
-  plan.threads = options.threads > 0 ? options.threads : cpu::default_threads();
+  check(options.backward);
+  plan.threads = options.threads > 0 ? options.threads : cpu::max_threads();
+  plan.backward.options = options.backward;
+  plan.backward.kv_splits_allowed = kv_splits_allowed(p, options.backward);
   if (options.engine == Engine::automatic) {
     const std::string why_not = supports(p, Engine::cpu);
     plan.engine = why_not.empty() ? Engine::cpu : Engine::reference;
@@ -146,6 +179,10 @@ std::string describe(const Plan& plan) {
                  plan.forward_flops * 1e-9, plan.backward_flops * 1e-9);
   text += format("bytes    forward %.4g MB, backward %.4g MB (each tensor once)\n", plan.forward_bytes * 1e-6,
                  plan.backward_bytes * 1e-6);
+  text +=
+      format("backward %s, keys in %lld parts of at most %lld\n",
+             plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
+             static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=

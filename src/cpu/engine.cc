@@ -5,7 +5,6 @@
 #include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 #include <hwy/targets.h>
-#include <omp.h>
 
 #include <cstdlib>
 
@@ -54,8 +53,6 @@ void limit_target(std::string_view name) {
   hwy::SetSupportedTargetsForTest(target);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
-
-int default_threads() noexcept { return omp_get_max_threads(); }
 
 void forward(const Plan& plan, const AttentionInputs& in, const TensorView& output, const TensorView& logsumexp) {
   const ForwardContext context(plan, in, output, logsumexp);

@@ -1,4 +1,4 @@
-// The CPU engine as a whole: its targets and threads. The operators are declared in core/engines.h.
+// The CPU engine as a whole: its targets. The operators are declared in core/engines.h.
 #ifndef VICUS_CPU_ENGINE_H_
 #define VICUS_CPU_ENGINE_H_
 
@@ -12,7 +12,6 @@ namespace vicus::cpu {
 [[nodiscard]] std::vector<std::string> targets_available();
 /// `name` is available, or empty for no limit.
 void limit_target(std::string_view name);
-[[nodiscard]] int default_threads() noexcept;
 
 }  // namespace vicus::cpu
 

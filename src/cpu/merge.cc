@@ -104,7 +104,7 @@ template <class EachRow>
 void for_each_row(const Parts& parts, std::size_t doubles, const EachRow& each) {
   constexpr std::int64_t kPiece = 256;
   const std::int64_t pieces = (parts.rows() + kPiece - 1) / kPiece;
-  cpu::parallel_tasks(omp_get_max_threads(), pieces, doubles * sizeof(double),
+  cpu::parallel_tasks(cpu::max_threads(), pieces, doubles * sizeof(double),
                       [&](std::int64_t piece, std::byte* scratch) {
                         for (std::int64_t r = piece * kPiece; r < std::min((piece + 1) * kPiece, parts.rows()); ++r) {
                           each(r, reinterpret_cast<double*>(scratch));

@@ -1,15 +1,17 @@
-// Tasks over OpenMP threads, each with its own scratch memory.
+// Tasks over threads, each with its own scratch memory.
 #ifndef VICUS_CPU_PARALLEL_H_
 #define VICUS_CPU_PARALLEL_H_
 
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
+
+#include "cpu/threads.h"
 
 namespace vicus::cpu {
 
@@ -37,30 +39,39 @@ class ScratchPool {
   std::size_t bytes_ = 0;
 };
 
-/// Calls `run(task, scratch)` for every task below `tasks`, on at most `threads` threads; a free thread takes the next
-/// task. Scratch is taken before the threads start; what a task throws is thrown again after they ended. Many more threads
-/// than processors would gain nothing, and OpenMP ends the process when it cannot make one.
+/// Calls `run(task, scratch)` for every task below `tasks`, by at most `threads` workers; a free worker takes the next
+/// task. Scratch is taken before the workers start; what a task throws is thrown again after they ended.
 template <class Run>
 void parallel_tasks(int threads, std::int64_t tasks, std::size_t scratch_bytes, const Run& run) {
   if (tasks <= 0) return;
-  const int most = std::max(4 * omp_get_num_procs(), 16);
-  const int team = static_cast<int>(std::min<std::int64_t>(std::min(threads, most), tasks));
-  std::byte* const scratch = ScratchPool::get(scratch_bytes * static_cast<std::size_t>(team));
+  const int team = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  struct Shared {
+    const Run& run;
+    std::int64_t tasks;
+    std::size_t scratch_bytes;
+    std::byte* scratch;
+    std::atomic<std::int64_t> next{0};
+    std::mutex mutex = {};
+    std::exception_ptr failure = {};
+  } shared{run, tasks, scratch_bytes, ScratchPool::get(scratch_bytes * static_cast<std::size_t>(team))};
   if (team == 1) {
-    for (std::int64_t task = 0; task < tasks; ++task) run(task, scratch);
+    for (std::int64_t task = 0; task < tasks; ++task) run(task, shared.scratch);
     return;
   }
-  std::exception_ptr failure;
-#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
-  for (std::int64_t task = 0; task < tasks; ++task) {
-    try {
-      run(task, scratch + scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
-    } catch (...) {
-#pragma omp critical(vicus_failure)
-      failure = std::current_exception();
+  const auto work = [](int worker, void* context) {
+    auto& s = *static_cast<Shared*>(context);
+    std::byte* const scratch = s.scratch + s.scratch_bytes * static_cast<std::size_t>(worker);
+    for (std::int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;) {
+      try {
+        s.run(task, scratch);
+      } catch (...) {
+        const std::lock_guard lock(s.mutex);
+        s.failure = std::current_exception();
+      }
     }
-  }
-  if (failure) std::rethrow_exception(failure);
+  };
+  run_team(team, work, &shared);
+  if (shared.failure) std::rethrow_exception(shared.failure);
 }
 
 }  // namespace vicus::cpu

@@ -173,7 +173,7 @@ template <class Each>
 void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, const Each& each) {
   constexpr int kSlices = 16;
   const Domain domain(p);
-  cpu::parallel_tasks(omp_get_max_threads(), domain.size() * heads * kSlices, 0, [&](std::int64_t task, std::byte*) {
+  cpu::parallel_tasks(cpu::max_threads(), domain.size() * heads * kSlices, 0, [&](std::int64_t task, std::byte*) {
     const Cell cell = domain.cell(task / kSlices / heads);
     Box slice = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
     Span* longest = &slice.axis[2];
@@ -279,7 +279,7 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(rows.size(rows.dims() - 1));
   const std::int64_t tokens = p.additional_tokens;
-  cpu::parallel_tasks(omp_get_max_threads(), p.batch * p.heads_kv * tokens, 0, [&](std::int64_t task, std::byte*) {
+  cpu::parallel_tasks(cpu::max_threads(), p.batch * p.heads_kv * tokens, 0, [&](std::int64_t task, std::byte*) {
     const std::int64_t token = task % tokens, kv_head = task / tokens % p.heads_kv, batch = task / tokens / p.heads_kv;
     Lists lists(p, width);
     const auto [first, last] = domain.cells_of(batch);
@@ -307,7 +307,7 @@ void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorVie
   const Domain domain(p);
   const TensorLayout table(p.rpb_shape());
   const RpbMap map = rpb_map(table, p);
-  cpu::parallel_tasks(omp_get_max_threads(), p.heads, 0, [&](std::int64_t head, std::byte*) {
+  cpu::parallel_tasks(cpu::max_threads(), p.heads, 0, [&](std::int64_t head, std::byte*) {
     std::vector<double> sums(static_cast<std::size_t>(table.stride(0)), 0.0);
     for (std::int64_t i = 0; i < domain.size(); ++i) {
       const Cell cell = domain.cell(i);

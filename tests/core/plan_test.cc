@@ -296,6 +296,30 @@ TEST(Plan, RefusesOptionsThatCannotBe) {
   expect_invalid(plan_with_tile({1, 32, 32}), "tile_q", "1024 positions", "at most rows, 64");
 }
 
+TEST(Plan, BackwardOptionsBoundTheKeySplits) {
+  Problem p = small_neighborhood();
+  p.batch = 2;
+  p.heads = 8;
+  p.heads_kv = 8;
+  const auto allowed = [&p](const BackwardOptions& options) {
+    const Plan plan = choose_plan(p, {.engine = Engine::cpu, .backward = options});
+    EXPECT_EQ(plan.backward.options, options);
+    EXPECT_EQ(plan.backward.kv_splits, 1);  // the engine is bit-exact whatever it may do
+    return plan.backward.kv_splits_allowed;
+  };
+  EXPECT_EQ(allowed({}), 4096 / 16);
+  EXPECT_EQ(allowed({.memory = MemoryPreference::strict}), 1024 / 16);
+  EXPECT_EQ(allowed({.memory = MemoryPreference::unrestricted}), 65535);
+  EXPECT_EQ(allowed({.kv_splits = {1, 3, 5}}), 15);
+  EXPECT_EQ(allowed({.deterministic = true}), 1);
+  EXPECT_EQ(allowed({.kv_parallelism = false, .memory = MemoryPreference::unrestricted}), 1);
+  EXPECT_EQ(allowed({.deterministic = true, .kv_splits = {1, 3, 5}}), 1);
+  p.batch = 1 << 12;  // batch and heads are parallelism enough
+  EXPECT_EQ(allowed({}), 1);
+  EXPECT_EQ(allowed({.memory = MemoryPreference::unrestricted}), 65535);
+  expect_invalid([&] { (void)allowed({.kv_splits = {1, -1, 1}}); }, "kv_splits[1]", "-1", "0 to 65535");
+}
+
 TEST(Plan, ChecksTheProblemFirst) {
   Problem p = small_neighborhood();
   neighborhood(p).kernel_size = {3, 0};
