@@ -307,8 +307,8 @@ TEST(Plan, BackwardOptionsBoundTheKeySplits) {
     EXPECT_EQ(plan.backward.kv_splits, 1);  // the engine is bit-exact whatever it may do
     return plan.backward.kv_splits_allowed;
   };
-  EXPECT_EQ(allowed({}), 4096 / 16);
-  EXPECT_EQ(allowed({.memory = MemoryPreference::strict}), 1024 / 16);
+  EXPECT_EQ(allowed({}), 4096 / 32);  // batch 2, 8 heads, 2 residue classes
+  EXPECT_EQ(allowed({.memory = MemoryPreference::strict}), 1024 / 32);
   EXPECT_EQ(allowed({.memory = MemoryPreference::unrestricted}), 65535);
   EXPECT_EQ(allowed({.kv_splits = {1, 3, 5}}), 15);
   EXPECT_EQ(allowed({.deterministic = true}), 1);
