@@ -1,0 +1,270 @@
+// The operators' CPU kernels: PyTorch's tensors in, PyTorch's tensors out, the core's calls in between. Mechanical on
+// purpose: schemas, shapes under tracing and autograd are in python/vicus, every rule on arguments is in the core.
+//
+// Only PyTorch's stable ABI is used, so one binary serves every PyTorch since 2.10 and every Python.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "torch/plans.h"
+#include "torch/tensors.h"
+#include "vicus/attention.h"
+#include "vicus/error.h"
+#include "vicus/info.h"
+#include "vicus/merge.h"
+#include "vicus/unfused.h"
+
+namespace vicus::binding {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+bool wants(std::int64_t wanted, int bit) { return ((wanted >> bit) & 1) != 0; }
+
+Neighborhood neighborhood_of(const Ints& kernel_size, const Ints& stride, const Ints& dilation, const Ints& is_causal) {
+  return {AxisValues(std::span(kernel_size)), AxisValues(std::span(stride)), AxisValues(std::span(dilation)),
+          AxisValues(std::span(is_causal))};
+}
+
+Dense dense_of(const MaybeTensor& key_lengths, const MaybeTensor& cumulative_seqlen_q,
+               const MaybeTensor& cumulative_seqlen_kv, std::int64_t causal, std::int64_t window_left,
+               std::int64_t window_right) {
+  return {.causal = static_cast<Causal>(causal),
+          .window_left = window_left,
+          .window_right = window_right,
+          .key_lengths = integers("key_lengths", key_lengths),
+          .cumulative_queries = integers("cumulative_seqlen_q", cumulative_seqlen_q),
+          .cumulative_keys = integers("cumulative_seqlen_kv", cumulative_seqlen_kv)};
+}
+
+std::tuple<Tensor, Tensor> run_forward(const Problem& problem, const AttentionInputs& inputs, const Ints& options) {
+  const auto plan = plan_for(problem, plan_options(options, Pass::forward));
+  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
+  Tensor logsumexp = empty(plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
+  forward(*plan, inputs, written(output), written(logsumexp));
+  return {std::move(output), std::move(logsumexp)};
+}
+
+// Gradients in the order of `AttentionInputs`, as many as the operator's schema says.
+Tensors run_backward(const Problem& problem, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
+                     const Ints& options, std::int64_t wanted, int count) {
+  const auto plan = plan_for(problem, plan_options(options, Pass::backward));
+  const ConstTensorView* const of[] = {&inputs.query,           &inputs.key,               &inputs.value,
+                                       &inputs.additional_keys, &inputs.additional_values, &inputs.rpb};
+  AttentionGradients views;
+  TensorView* const into[] = {&views.query,           &views.key,               &views.value,
+                              &views.additional_keys, &views.additional_values, &views.rpb};
+  Tensors result;
+  for (int i = 0; i < count; ++i) {
+    Gradient gradient = gradient_of(*of[i], wants(wanted, i));
+    *into[i] = gradient.view;
+    result.push_back(std::move(gradient.tensor));
+  }
+  backward(*plan, inputs, grad_inputs, views);
+  return result;
+}
+
+AttentionInputs inputs_of(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const MaybeTensor& additional_keys, const MaybeTensor& additional_values) {
+  return {.query = view("query", query),
+          .key = view("key", key),
+          .value = view("value", value),
+          .additional_keys = view("additional_keys", additional_keys),
+          .additional_values = view("additional_values", additional_values)};
+}
+
+AttentionGradInputs grad_inputs_of(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& output,
+                                   const Tensor& logsumexp) {
+  return {.output = view("output", output),
+          .logsumexp = view("logsumexp", logsumexp),
+          .grad_output = view("grad_output", grad_output),
+          .grad_logsumexp = view("grad_logsumexp", grad_logsumexp)};
+}
+
+// --- Fused operators ------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> neighborhood(const Tensor& query, const Tensor& key, const Tensor& value,
+                                        const MaybeTensor& additional_keys, const MaybeTensor& additional_values,
+                                        const MaybeTensor& rpb, const Ints& kernel_size, const Ints& stride,
+                                        const Ints& dilation, const Ints& is_causal, double scale,
+                                        const Ints& options) {
+  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  inputs.rpb = view("rpb", rpb);
+  return run_forward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
+                                          neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
+                                          inputs.additional_keys, inputs.rpb),
+                     inputs, options);
+}
+
+Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
+                              const Tensor& key, const Tensor& value, const MaybeTensor& additional_keys,
+                              const MaybeTensor& additional_values, const MaybeTensor& rpb, const Tensor& output,
+                              const Tensor& logsumexp, const Ints& kernel_size, const Ints& stride,
+                              const Ints& dilation, const Ints& is_causal, double scale, const Ints& options,
+                              std::int64_t wanted) {
+  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  inputs.rpb = view("rpb", rpb);
+  return run_backward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
+                                           neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
+                                           inputs.additional_keys, inputs.rpb),
+                      inputs, grad_inputs_of(grad_output, grad_logsumexp, output, logsumexp), options, wanted, 6);
+}
+
+std::tuple<Tensor, Tensor> dense(const Tensor& query, const Tensor& key, const Tensor& value,
+                                 const MaybeTensor& additional_keys, const MaybeTensor& additional_values,
+                                 const MaybeTensor& attn_bias, const MaybeTensor& key_lengths,
+                                 const MaybeTensor& cumulative_seqlen_q, const MaybeTensor& cumulative_seqlen_kv,
+                                 std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
+                                 const Ints& options) {
+  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  inputs.attn_bias = view("attn_bias", attn_bias);
+  return run_forward(
+      dense_problem(inputs.query, inputs.key, inputs.value,
+                    dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
+                    scale, inputs.additional_keys, inputs.attn_bias),
+      inputs, options);
+}
+
+Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
+                       const Tensor& key, const Tensor& value, const MaybeTensor& additional_keys,
+                       const MaybeTensor& additional_values, const MaybeTensor& attn_bias,
+                       const MaybeTensor& key_lengths, const MaybeTensor& cumulative_seqlen_q,
+                       const MaybeTensor& cumulative_seqlen_kv, const Tensor& output, const Tensor& logsumexp,
+                       std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
+                       const Ints& options, std::int64_t wanted) {
+  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  inputs.attn_bias = view("attn_bias", attn_bias);
+  return run_backward(
+      dense_problem(inputs.query, inputs.key, inputs.value,
+                    dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
+                    scale, inputs.additional_keys, inputs.attn_bias),
+      inputs, grad_inputs_of(grad_output, grad_logsumexp, output, logsumexp), options, wanted, 5);
+}
+
+// --- Merging --------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumexps) {
+  const auto parts = views("outputs", outputs);
+  const auto weights = views("lse_tensors", logsumexps);
+  if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
+  Tensor output = empty(parts[0].shape(), parts[0].dtype());
+  Tensor logsumexp = empty(weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
+  merge_forward(parts, weights, written(output), written(logsumexp));
+  return {std::move(output), std::move(logsumexp)};
+}
+
+Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const Tensor& grad_output,
+                       const MaybeTensor& grad_logsumexp) {
+  const auto parts = views("outputs", outputs);
+  const auto weights = views("lse_tensors", logsumexps);
+  Tensors result;
+  std::vector<TensorView> grad_parts, grad_weights;
+  for (const auto& [of, into] : {std::pair(&parts, &grad_parts), std::pair(&weights, &grad_weights)}) {
+    for (const ConstTensorView& part : *of) {
+      Gradient gradient = gradient_of(part, true);
+      into->push_back(gradient.view);
+      result.push_back(std::move(gradient.tensor));
+    }
+  }
+  vicus::merge_backward(parts, weights, view("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
+                        grad_parts, grad_weights);
+  return result;
+}
+
+// --- Unfused operators (heads first) --------------------------------------------------------------------------------
+
+// [B, H, *X, slots] of queries [B, H, *X, D].
+Ints scores_shape(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& additional_keys) {
+  if (query.dims() < 4) {
+    throw InvalidArgument("query.shape", std::to_string(query.dims()) + " dimensions", "4 to 6");
+  }
+  Problem problem;
+  problem.layout = AxisValues(query.shape().subspan(2, static_cast<std::size_t>(query.dims()) - 3));
+  problem.head_dim = query.size(query.dims() - 1);
+  problem.additional_tokens = additional_keys.dims() == 4 ? additional_keys.size(2) : 0;
+  problem.mask = mask;
+  Ints shape(query.shape().begin(), query.shape().end());
+  shape.back() = score_slots(validate(std::move(problem)));
+  return shape;
+}
+
+Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_keys, const MaybeTensor& rpb,
+          const Ints& kernel_size, const Ints& stride, const Ints& dilation, const Ints& is_causal) {
+  const Neighborhood mask = neighborhood_of(kernel_size, stride, dilation, is_causal);
+  const ConstTensorView q = view("query", query), extra = view("additional_keys", additional_keys);
+  Tensor scores = empty(scores_shape(mask, q, extra), q.dtype());
+  qk_forward(mask, q, view("key", key), written(scores), extra, view("rpb", rpb));
+  return scores;
+}
+
+Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& additional_keys, const MaybeTensor& rpb,
+                    const Tensor& grad_scores, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
+                    const Ints& is_causal, std::int64_t wanted) {
+  const ConstTensorView q = view("query", query), k = view("key", key), extra = view("additional_keys", additional_keys);
+  Gradient gradients[] = {gradient_of(q, wants(wanted, 0)), gradient_of(k, wants(wanted, 1)),
+                          gradient_of(extra, wants(wanted, 2)), gradient_of(view("rpb", rpb), wants(wanted, 3))};
+  vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, view("grad_scores", grad_scores),
+                     {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra);
+  return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor};
+}
+
+Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& additional_values, const Ints& kernel_size,
+          const Ints& stride, const Ints& dilation, const Ints& is_causal) {
+  const ConstTensorView s = view("scores", scores), v = view("value", value);
+  if (s.dims() < 1 || v.dims() < 1) throw InvalidArgument("scores.shape", "()", "4 to 6 dimensions");
+  Ints shape(s.shape().begin(), s.shape().end());
+  shape.back() = v.shape().back();
+  Tensor output = empty(shape, s.dtype());
+  av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
+             view("additional_values", additional_values));
+  return output;
+}
+
+Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor& additional_values,
+                    const Tensor& grad_output, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
+                    const Ints& is_causal, std::int64_t wanted) {
+  const ConstTensorView s = view("scores", scores), v = view("value", value),
+                        extra = view("additional_values", additional_values);
+  Gradient gradients[] = {gradient_of(s, wants(wanted, 0)), gradient_of(v, wants(wanted, 1)),
+                          gradient_of(extra, wants(wanted, 2))};
+  vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, view("grad_output", grad_output),
+                     {gradients[0].view, gradients[1].view, gradients[2].view}, extra);
+  return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor};
+}
+
+// --- About this build -----------------------------------------------------------------------------------------------
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ",") + name;
+  return text;
+}
+
+// Version, PyTorch's version at build time, CPU targets built, CPU targets of this machine.
+std::vector<std::string> build_info() {
+  return {std::string(version()), TORCH_VERSION, joined(cpu_targets_built()), joined(cpu_targets_available())};
+}
+
+}  // namespace
+}  // namespace vicus::binding
+
+STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
+  using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
+  m.impl("neighborhood", TORCH_BOX(&neighborhood));
+  m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
+  m.impl("dense", TORCH_BOX(&dense));
+  m.impl("dense_backward", TORCH_BOX(&dense_backward));
+  m.impl("merge", TORCH_BOX(&merge));
+  m.impl("merge_backward", TORCH_BOX(&merge_backward));
+  m.impl("qk", TORCH_BOX(&qk));
+  m.impl("qk_backward", TORCH_BOX(&qk_backward));
+  m.impl("av", TORCH_BOX(&av));
+  m.impl("av_backward", TORCH_BOX(&av_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&vicus::binding::build_info));
+}

@@ -1,0 +1,100 @@
+#include "torch/tensors.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <array>
+#include <string>
+
+#include "vicus/error.h"
+
+namespace vicus::binding {
+namespace {
+
+std::span<const std::int64_t> span_of(torch::headeronly::IntHeaderOnlyArrayRef list) {
+  return {list.data(), list.size()};
+}
+
+std::int32_t code_of(const Tensor& tensor) {
+  std::int32_t code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+DType dtype_of(const char* name, const Tensor& tensor) {
+  const std::int32_t code = code_of(tensor);
+  if (code == aoti_torch_dtype_float32()) return DType::float32;
+  if (code == aoti_torch_dtype_bfloat16()) return DType::bfloat16;
+  if (code == aoti_torch_dtype_float16()) return DType::float16;
+  if (code == aoti_torch_dtype_float64()) return DType::float64;
+  throw InvalidArgument(std::string(name) + ".dtype", "another type", "float32, float64, bfloat16, float16");
+}
+
+std::int32_t code_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64: return aoti_torch_dtype_float64();
+    case DType::bfloat16: return aoti_torch_dtype_bfloat16();
+    case DType::float16: return aoti_torch_dtype_float16();
+    case DType::float32: break;
+  }
+  return aoti_torch_dtype_float32();
+}
+
+TensorLayout layout_of(const Tensor& tensor) { return {span_of(tensor.sizes()), span_of(tensor.strides())}; }
+
+template <class T>
+Ints read(const Tensor& tensor) {
+  const auto* data = static_cast<const T*>(tensor.const_data_ptr());
+  const std::int64_t stride = tensor.stride(0);
+  Ints values(static_cast<std::size_t>(tensor.size(0)));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = data[static_cast<std::int64_t>(i) * stride];
+  return values;
+}
+
+}  // namespace
+
+ConstTensorView view(const char* name, const Tensor& tensor) {
+  return {tensor.const_data_ptr(), dtype_of(name, tensor), layout_of(tensor)};
+}
+
+ConstTensorView view(const char* name, const MaybeTensor& tensor) {
+  return tensor ? view(name, *tensor) : ConstTensorView();
+}
+
+std::vector<ConstTensorView> views(const char* name, const std::vector<Tensor>& tensors) {
+  std::vector<ConstTensorView> result;
+  result.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) result.push_back(view(name, tensor));
+  return result;
+}
+
+TensorView written(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), dtype_of("output", tensor), layout_of(tensor)};
+}
+
+Tensor empty(std::span<const std::int64_t> shape, DType dtype) {
+  const TensorLayout layout(shape);  // contiguous
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(layout.dims(), layout.shape().data(), layout.strides().data(),
+                                                  code_of(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Gradient gradient_of(const ConstTensorView& of, bool wanted) {
+  if (!wanted || !of) return {empty(std::array<std::int64_t, 1>{0}, of.dtype()), {}};
+  Tensor tensor = empty(of.shape(), of.dtype());
+  const TensorView view = written(tensor);
+  return {std::move(tensor), view};
+}
+
+Ints integers(const char* name, const MaybeTensor& tensor) {
+  if (!tensor) return {};
+  if (tensor->dim() != 1) {
+    throw InvalidArgument(name, std::to_string(tensor->dim()) + " dimensions", "one dimension");
+  }
+  const std::int32_t code = code_of(*tensor);
+  if (code == aoti_torch_dtype_int32()) return read<std::int32_t>(*tensor);
+  if (code == aoti_torch_dtype_int64()) return read<std::int64_t>(*tensor);
+  throw InvalidArgument(std::string(name) + ".dtype", "another type", "int32, int64");
+}
+
+}  // namespace vicus::binding

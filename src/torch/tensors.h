@@ -1,0 +1,47 @@
+// PyTorch's tensors as the core's views, through the stable ABI. Views are read in place; new tensors are contiguous.
+#ifndef VICUS_TORCH_TENSORS_H_
+#define VICUS_TORCH_TENSORS_H_
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "vicus/tensor.h"
+
+namespace vicus::binding {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Ints = std::vector<std::int64_t>;
+
+/// Views of a tensor that is read. `name` is for errors: InvalidArgument on an element type the core does not know.
+[[nodiscard]] ConstTensorView view(const char* name, const Tensor& tensor);
+/// An absent tensor is an absent view.
+[[nodiscard]] ConstTensorView view(const char* name, const MaybeTensor& tensor);
+[[nodiscard]] std::vector<ConstTensorView> views(const char* name, const std::vector<Tensor>& tensors);
+/// View of a tensor that is written.
+[[nodiscard]] TensorView written(const Tensor& tensor);
+
+/// A new tensor in CPU memory, contiguous, not initialised.
+[[nodiscard]] Tensor empty(std::span<const std::int64_t> shape, DType dtype);
+/// A gradient like `of`, or an empty tensor where it is not wanted or there is nothing to differentiate.
+struct Gradient {
+  Tensor tensor;
+  TensorView view;  ///< absent when not wanted
+};
+[[nodiscard]] Gradient gradient_of(const ConstTensorView& of, bool wanted);
+
+/// The element type of a logsumexp of this element type.
+[[nodiscard]] inline DType logsumexp_dtype(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
+/// Elements of a 1-D tensor of int32 or int64 (absent: none). Throws InvalidArgument on anything else.
+[[nodiscard]] Ints integers(const char* name, const MaybeTensor& tensor);
+
+}  // namespace vicus::binding
+
+#endif  // VICUS_TORCH_TENSORS_H_
