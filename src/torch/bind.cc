@@ -99,6 +99,23 @@ std::tuple<Tensor, Tensor> neighborhood(const Tensor& query, const Tensor& key, 
                      inputs, options);
 }
 
+// `mask` holds kernel_size, stride, dilation and is_causal, one value per axis each.
+Tensor neighborhood_inference(const Tensor& query, const Tensor& key, const Tensor& value, const Ints& mask,
+                              double scale) {
+  const std::size_t rank = mask.size() / 4;
+  const std::span<const std::int64_t> all(mask);
+  const AttentionInputs inputs = inputs_of(query, key, value, {}, {});
+  const auto plan = plan_for(neighborhood_problem(inputs.query, inputs.key, inputs.value,
+                                                  {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
+                                                   AxisValues(all.subspan(2 * rank, rank)),
+                                                   AxisValues(all.subspan(3 * rank, rank))},
+                                                  scale),
+                             {});
+  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
+  forward(*plan, inputs, written(output));
+  return output;
+}
+
 Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
                               const Tensor& key, const Tensor& value, const MaybeTensor& additional_keys,
                               const MaybeTensor& additional_values, const MaybeTensor& rpb, const Tensor& output,
@@ -253,6 +270,7 @@ std::vector<std::string> build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
   using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
+  m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
   m.impl("neighborhood", TORCH_BOX(&neighborhood));
   m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
   m.impl("dense", TORCH_BOX(&dense));

@@ -1,0 +1,313 @@
+"""The fused operators and `merge`: schemas, shapes under tracing, and derivatives.
+
+Kernels: src/torch/bind.cc. First derivatives are kernels too; derivatives of those go through the compositions of
+`vicus.composite`, which cost memory for the scores and exist in every order.
+
+Tensors are heads last; the last dimension of what reaches an operator is contiguous.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicus._library import LIB
+
+Ints = Sequence[int]
+MaybeTensors = Sequence[Tensor | None]
+
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values"
+_GRADS = "Tensor grad_output, Tensor? grad_logsumexp"
+_RESULTS = "(Tensor output, Tensor logsumexp)"
+_MASK = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float scale, int[] options"
+_LISTS = "Tensor? attn_bias, Tensor? key_lengths, Tensor? cumulative_seqlen_q, Tensor? cumulative_seqlen_kv"
+_BAND = "int causal, int window_left, int window_right, float scale, int[] options"
+_PARTS = "Tensor[] outputs, Tensor[] logsumexps"
+
+# Without gradients, extra tensors, options and logsumexp an operator with few arguments takes half the time of the full
+# one to call. `mask`: kernel_size, stride, dilation, is_causal, one value per axis each.
+LIB.define("neighborhood_inference(Tensor query, Tensor key, Tensor value, int[] mask, float scale) -> Tensor")
+LIB.define(f"neighborhood({_INPUTS}, Tensor? rpb, {_MASK}) -> {_RESULTS}")
+LIB.define(
+    f"neighborhood_backward({_GRADS}, {_INPUTS}, Tensor? rpb, Tensor output, Tensor logsumexp, {_MASK}, int wanted)"
+    " -> Tensor[]"
+)
+LIB.define(f"dense({_INPUTS}, {_LISTS}, {_BAND}) -> {_RESULTS}")
+LIB.define(
+    f"dense_backward({_GRADS}, {_INPUTS}, {_LISTS}, Tensor output, Tensor logsumexp, {_BAND}, int wanted) -> Tensor[]"
+)
+LIB.define(f"merge({_PARTS}) -> {_RESULTS}")
+LIB.define(f"merge_backward({_PARTS}, {_GRADS}) -> Tensor[]")
+
+neighborhood_inference = torch.ops.vicus.neighborhood_inference.default
+neighborhood = torch.ops.vicus.neighborhood.default
+neighborhood_backward = torch.ops.vicus.neighborhood_backward.default
+dense = torch.ops.vicus.dense.default
+dense_backward = torch.ops.vicus.dense_backward.default
+merge = torch.ops.vicus.merge.default
+merge_backward = torch.ops.vicus.merge_backward.default
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` with a contiguous last dimension: itself when it has one."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def logsumexp_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the logsumexp of outputs of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- Shapes under tracing --------------------------------------------------------------------------------------------
+
+
+def _results(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = query.shape[:-1]
+    return (
+        query.new_empty([*tokens, value.shape[-1]]),
+        query.new_empty(tokens, dtype=logsumexp_dtype(query.dtype)),
+    )
+
+
+def _gradients(wanted: int, of: MaybeTensors) -> list[Tensor]:
+    """One gradient per tensor, an empty one where none is wanted. The first tensor is always there."""
+    return [
+        x.new_empty(x.shape) if x is not None and wanted >> i & 1 else of[0].new_empty(0) for i, x in enumerate(of)
+    ]
+
+
+@torch.library.register_fake("vicus::neighborhood_inference", lib=LIB)
+def _(query, key, value, mask, scale):
+    return _results(query, value)[0]
+
+
+@torch.library.register_fake("vicus::neighborhood", lib=LIB)
+def _(query, key, value, *rest):
+    return _results(query, value)
+
+
+@torch.library.register_fake("vicus::neighborhood_backward", lib=LIB)
+def _(grad_output, grad_logsumexp, *rest):
+    return _gradients(rest[-1], rest[:6])
+
+
+@torch.library.register_fake("vicus::dense", lib=LIB)
+def _(query, key, value, *rest):
+    return _results(query, value)
+
+
+@torch.library.register_fake("vicus::dense_backward", lib=LIB)
+def _(grad_output, grad_logsumexp, *rest):
+    return _gradients(rest[-1], rest[:5])
+
+
+@torch.library.register_fake("vicus::merge", lib=LIB)
+def _(outputs, logsumexps):
+    return _results(outputs[0], outputs[0])
+
+
+@torch.library.register_fake("vicus::merge_backward", lib=LIB)
+def _(outputs, logsumexps, grad_output, grad_logsumexp):
+    return [x.new_empty(x.shape) for x in (*outputs, *logsumexps)]
+
+
+# --- Compositions that PyTorch differentiates (imported when they are needed) ----------------------------------------
+
+
+def _composite_neighborhood(*args: Any) -> tuple[Tensor, Tensor]:
+    from vicus import composite
+
+    return composite.neighborhood(*args)
+
+
+def _composite_dense(*args: Any) -> tuple[Tensor, Tensor]:
+    from vicus import composite
+
+    return composite.dense(*args)
+
+
+def composite_merge(outputs: Sequence[Tensor], logsumexps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`merge` out of PyTorch's operators: differentiable in any order and mode.
+
+    Args:
+        outputs: Parts `[B, *X, H, Dv]` of one dtype.
+        logsumexps: Their logsumexps `[B, *X, H]`.
+
+    Returns:
+        Output in the dtype of the parts and logsumexp in float32 (float64 for float64). Parts of -inf have weight zero,
+        whatever they hold.
+    """
+    dtype = logsumexp_dtype(outputs[0].dtype)
+    lse = torch.stack([x.to(dtype) for x in logsumexps])
+    seen = lse > -torch.inf
+    # Rows that no part saw have no finite maximum to subtract, and no derivative.
+    total = torch.where(seen.any(0), lse, 0.0).logsumexp(0)
+    total = torch.where(seen.any(0), total, -torch.inf)
+    weights = torch.where(seen, lse - torch.where(seen.any(0), total, 0.0), -torch.inf).exp().unsqueeze(-1)
+    parts = torch.where(seen.unsqueeze(-1), torch.stack([x.to(dtype) for x in outputs]), 0.0)
+    return (weights * parts).sum(0).to(outputs[0].dtype), total
+
+
+def _derivatives_of_gradients(
+    composite: Callable[..., tuple[Tensor, ...]],
+    inputs: MaybeTensors,
+    grads: MaybeTensors,
+    wanted: int,
+    upstream: MaybeTensors,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Backward of a backward operator.
+
+    The operator computes gradients of `inputs` out of `grads`, those of the results. Here they are computed once more
+    through `composite`, and differentiated by both.
+
+    Args:
+        composite: Results of `inputs`, out of differentiable operators.
+        inputs: Of the forward operator.
+        grads: Gradients of its results, None for zero.
+        wanted: Bit i is set where the operator computed the gradient of input i.
+        upstream: Gradients of those gradients, in the order of `inputs`, None for zero.
+
+    Returns:
+        Gradients of `grads` and of `inputs`, None for zero.
+    """
+    with torch.enable_grad():
+        # Aliases, so that only what happens from here on is differentiated, also where one input came from another.
+        inputs = [None if x is None else x.view_as(x) if x.requires_grad else x.detach() for x in inputs]
+        for i, x in enumerate(inputs):
+            if x is not None and wanted >> i & 1 and not x.requires_grad:
+                x.requires_grad_()
+        grads = [None if g is None else g.view_as(g) if g.requires_grad else g.detach() for g in grads]
+        results = composite(*inputs)
+        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+        chosen = [i for i, x in enumerate(inputs) if x is not None and wanted >> i & 1]
+        first = torch.autograd.grad(
+            [r for r, _ in pairs],
+            [inputs[i] for i in chosen],
+            [g.to(r.dtype) for r, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    terms = [
+        (gradient, upstream[i])
+        for i, gradient in zip(chosen, first, strict=True)
+        if gradient is not None and gradient.requires_grad and upstream[i] is not None
+    ]
+    sources = [*grads, *inputs]
+    at = [i for i, x in enumerate(sources) if x is not None and x.requires_grad]
+    result: list[Tensor | None] = [None] * len(sources)
+    if terms and at:
+        second = torch.autograd.grad(
+            [gradient for gradient, _ in terms],
+            [sources[i] for i in at],
+            [u.to(gradient.dtype) for gradient, u in terms],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        for i, gradient in zip(at, second, strict=True):
+            result[i] = gradient
+    return result[: len(grads)], result[len(grads) :]
+
+
+# --- Autograd ---------------------------------------------------------------------------------------------------------
+
+
+def _wanted(needs: Sequence[bool]) -> int:
+    return sum(1 << i for i, need in enumerate(needs) if need)
+
+
+def _register_fused(
+    name: str,
+    backward: Any,
+    composite: Callable[..., tuple[Tensor, Tensor]],
+    differentiable: int,
+    tensors: int,
+    settings: int,
+) -> None:
+    """Autograd of a fused operator and of its backward operator.
+
+    Args:
+        name: Of the forward operator.
+        backward: The operator of its gradients.
+        composite: The same function, differentiable; takes the operator's arguments without `options`.
+        differentiable: Leading tensors that have gradients.
+        tensors: Leading arguments that are tensors.
+        settings: Arguments after them, `options` last.
+    """
+    count = tensors + settings
+
+    def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:tensors], *output)
+        ctx.settings = inputs[tensors:]
+
+    def gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None and grad_logsumexp is None:
+            return (None,) * count
+        *inputs, output, logsumexp = ctx.saved_tensors
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        needs = ctx.needs_input_grad[:differentiable]
+        found = backward(
+            rows(grad_output), grad_logsumexp, *inputs, output, logsumexp, *ctx.settings, _wanted(needs)
+        )
+        return *(g if need else None for g, need in zip(found, needs, strict=True)), *(None,) * (count - differentiable)
+
+    torch.library.register_autograd(f"vicus::{name}", gradients, setup_context=save, lib=LIB)
+
+    def save_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+        ctx.save_for_backward(*inputs[: 2 + tensors])
+        ctx.settings, ctx.wanted = inputs[4 + tensors : -1], inputs[-1]
+
+    def gradients_of_gradients(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        grads, inputs = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        rest = (*inputs[differentiable:], *ctx.settings[:-1])
+        of_grads, of_inputs = _derivatives_of_gradients(
+            lambda *x: composite(*x, *rest), inputs[:differentiable], grads, ctx.wanted, upstream
+        )
+        # Output and logsumexp are functions of the inputs, which get the whole derivative.
+        return *of_grads, *of_inputs, *(None,) * (count - differentiable + 3)
+
+    torch.library.register_autograd(
+        f"vicus::{name}_backward", gradients_of_gradients, setup_context=save_backward, lib=LIB
+    )
+
+
+_register_fused("neighborhood", neighborhood_backward, _composite_neighborhood, 6, 6, 6)
+_register_fused("dense", dense_backward, _composite_dense, 5, 9, 5)
+
+
+def _save_merge(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    outputs, logsumexps = inputs
+    ctx.parts = len(outputs)
+    ctx.save_for_backward(*outputs, *logsumexps)
+
+
+def _merge_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple:
+    outputs, logsumexps = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+    if grad_output is None:
+        grad_output = torch.zeros_like(outputs[0])
+    found = merge_backward(outputs, logsumexps, rows(grad_output), grad_logsumexp)
+    return found[: ctx.parts], found[ctx.parts :]
+
+
+def _save_merge_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    outputs, logsumexps, grad_output, grad_logsumexp = inputs
+    ctx.parts = len(outputs)
+    ctx.save_for_backward(*outputs, *logsumexps, grad_output, grad_logsumexp)
+
+
+def _merge_gradients_of_gradients(ctx: Any, upstream: list[Tensor | None]) -> tuple:
+    *parts, grad_output, grad_logsumexp = ctx.saved_tensors
+    n = ctx.parts
+    of_grads, of_parts = _derivatives_of_gradients(
+        lambda *x: composite_merge(x[:n], x[n:]), parts, (grad_output, grad_logsumexp), (1 << 2 * n) - 1, upstream
+    )
+    return of_parts[:n], of_parts[n:], *of_grads
+
+
+torch.library.register_autograd("vicus::merge", _merge_gradients, setup_context=_save_merge, lib=LIB)
+torch.library.register_autograd(
+    "vicus::merge_backward", _merge_gradients_of_gradients, setup_context=_save_merge_backward, lib=LIB
+)
