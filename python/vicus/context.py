@@ -164,7 +164,7 @@ def reset() -> _Setting:
     return _Setting(**_DEFAULTS)
 
 
-# --- Backward pass -----------------------------------------------------------------------------------------------------
+# --- Backward pass ---------------------------------------------------------------------------------------------------
 
 
 def backward_flags() -> tuple[bool, bool, int]:
@@ -279,7 +279,7 @@ def is_memory_usage_unrestricted() -> bool:
     return get_memory_usage_preference() is MemoryUsagePreference.Unrestricted
 
 
-# --- Fused or unfused in the modules -----------------------------------------------------------------------------------
+# --- Fused or unfused in the modules ---------------------------------------------------------------------------------
 
 
 def use_fused_na(mode: bool = True, kv_parallel: bool | None = None) -> _Setting:
@@ -310,7 +310,7 @@ use_fna = use_fused_na
 is_fna_enabled = is_fused_na_enabled
 
 
-# --- Compiling FlexAttention -------------------------------------------------------------------------------------------
+# --- Compiling FlexAttention -----------------------------------------------------------------------------------------
 
 
 def allow_flex_compile(mode: bool = True, backprop: bool = False) -> _Setting:
@@ -362,7 +362,7 @@ def is_flex_compile_backprop_allowed() -> bool:
     return _current("flex_compile") and _current("flex_compile_backprop")
 
 
-# --- Autotuner ---------------------------------------------------------------------------------------------------------
+# --- Autotuner -------------------------------------------------------------------------------------------------------
 
 
 def use_autotuner(

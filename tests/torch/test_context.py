@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+
 from vicus import context
 
 # Setter, argument, getter, value of the getter by default and after the setter.
@@ -158,12 +159,12 @@ def test_threads_do_not_disturb_each_other():
     assert context.is_memory_usage_default()
 
 
-# --- What NATTEN promises ---------------------------------------------------------------------------------------------
+# --- What NATTEN promises --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pref", ["Strict", "", None, 1, "none"])
 def test_unknown_memory_preference(pref):
-    with pytest.raises(ValueError, match="pref was .*'default', 'strict' or 'unrestricted'"):
+    with pytest.raises(ValueError, match=r"pref was .*'default', 'strict' or 'unrestricted'"):
         context.set_memory_usage_preference(pref)
     assert context.is_memory_usage_default()
 
@@ -274,7 +275,7 @@ def test_wrong_types(call):
         assert getter() == default
 
 
-# --- What the engines are asked -----------------------------------------------------------------------------------------
+# --- What the engines are asked --------------------------------------------------------------------------------------
 
 
 def test_backward_flags():

@@ -1,0 +1,512 @@
+"""The backend "flex": its window definition, masks, orders of tokens and blocks, and attention by both of its paths."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+
+from vicus import _flex_masks, context, flex
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from oracle import axis_keys, band_keys
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    context.reset()
+    torch.manual_seed(0)
+    yield
+    context.reset()
+
+
+def table(rows, keys):
+    """Bool [queries, keys] of lists of seen keys."""
+    seen = torch.zeros(len(rows), keys, dtype=torch.bool)
+    for row, columns in zip(seen, rows, strict=True):
+        row[columns] = True
+    return seen
+
+
+# --- Windows and orders ----------------------------------------------------------------------------------------------
+def test_windows_are_the_definition():
+    for n in range(1, 10):
+        token = torch.arange(n)
+        for w, d, causal in itertools.product(range(1, n + 3), range(1, n + 2), (False, True)):
+            for s in range(1, w + 1):
+                seen = _flex_masks.window_sees(token[:, None], token, n, w, s, d, causal)
+                assert torch.equal(seen, table(axis_keys(n, w, s, d, causal), n)), (n, w, s, d, causal)
+
+
+def test_tokens_outside_an_axis_see_nothing_and_are_not_seen():
+    token = torch.arange(-3, 14)
+    inside = (token >= 0) & (token < 10)
+    for w, s, d, causal in [(3, 1, 1, False), (4, 3, 2, True), (12, 2, 3, False), (2, 1, 12, True)]:
+        seen = _flex_masks.window_sees(token[:, None], token, 10, w, s, d, causal)
+        assert torch.equal(seen.any(0) | seen.any(1), inside)
+
+
+ORDERS = [
+    ((7,), (1,), (4,)),
+    ((7,), (3,), (2,)),
+    ((5, 6), (2, 1), (2, 4)),
+    ((5, 6), (7, 2), (1, 3)),
+    ((3, 5, 4), (1, 2, 3), (2, 2, 1)),
+    ((3, 5, 4), (1, 2, 3), None),
+]
+
+
+@pytest.mark.parametrize(("layout", "dilation", "tile"), ORDERS)
+def test_orders_are_inverted_and_name_their_tokens(layout, dilation, tile):
+    order = _flex_masks.Order(layout, dilation, tile)
+    x = torch.randn(2, *layout, 3)
+    flat = order.flatten(x)
+    assert flat.shape == (2, order.length, 3)
+    assert torch.equal(order.unflatten(flat), x)
+    # The sequence holds at each index the token that `coordinates` names.
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, layout), indexing="ij"), -1)[None]
+    named = torch.stack(order.coordinates(torch.arange(order.length)), -1)
+    inside = (named < torch.tensor(layout)).all(-1)
+    assert torch.equal(named[inside], order.flatten(grid)[0][inside])
+    assert int(inside.sum()) == math.prod(layout)
+
+
+def test_a_tile_is_one_block_of_one_residue_class():
+    layout, dilation, tile = (9, 11), (2, 3), (2, 3)
+    order = _flex_masks.Order(layout, dilation, tile)
+    tokens = torch.stack(order.coordinates(torch.arange(order.length)), -1).view(-1, order.block, 2)
+    residues, positions = tokens % torch.tensor(dilation), tokens // torch.tensor(dilation)
+    assert (residues == residues[:, :1]).all()
+    assert (positions.amax(1) - positions.amin(1) == torch.tensor(tile) - 1).all()
+
+
+# --- Blocks ----------------------------------------------------------------------------------------------------------
+def blocks_by_pytorch(blocks, batches=None):
+    q_len, kv_len = blocks.seq_lengths
+    return create_block_mask(blocks.mask_mod, batches, None, q_len, kv_len, "cpu", blocks.BLOCK_SIZE)
+
+
+def assert_same_blocks(ours, theirs):
+    for name in ("kv", "full_kv", "q", "full_q"):
+        counts = getattr(theirs, f"{name}_num_blocks")
+        assert torch.equal(getattr(ours, f"{name}_num_blocks"), counts), name
+        places = getattr(theirs, f"{name}_indices")
+        listed = torch.arange(places.shape[-1]) < counts[..., None]
+        assert torch.equal(getattr(ours, f"{name}_indices")[listed], places[listed]), name
+
+
+@pytest.mark.parametrize("tiles", [None, ((2, 4), (4, 2)), ((1, 16), (8, 1))])
+@pytest.mark.parametrize("extra", [0, 5])
+def test_neighborhood_blocks(monkeypatch, tiles, extra):
+    monkeypatch.setattr(_flex_masks, "_PAIRS", 3000)  # several steps
+    windows = ((4, 9), (2, 1), (2, 1), (False, True))
+    q_tile, kv_tile = tiles or (None, None)
+    ours = _flex_masks.neighborhood_blocks((14, 20), *windows, q_tile, kv_tile, extra, torch.device("cpu"), True)
+    assert int(ours.full_kv_num_blocks.sum()) + int(ours.kv_num_blocks.sum()) > 0
+    assert_same_blocks(ours, blocks_by_pytorch(ours))
+
+
+@pytest.mark.parametrize("band", [(0, -1, -1), (1, -1, -1), (2, 60, -1), (0, 40, 30)])
+def test_band_blocks(band):
+    ours = _flex_masks.band_blocks(300, 420, 3, *band, torch.device("cpu"), True)
+    assert int(ours.kv_num_blocks.sum()) > 0
+    assert_same_blocks(ours, blocks_by_pytorch(ours))
+
+
+def test_blocks_of_padded_keys_differ_per_entry():
+    lengths = torch.tensor([130, 400, 0])
+    mask = _flex_masks.dense_mask(200, 400, 0, -1, -1, lengths, None)
+    ours = _flex_masks.blocks_of(mask, 3, 200, 400, (128, 128), torch.device("cpu"), True)
+    assert_same_blocks(ours, blocks_by_pytorch(ours, 3))
+    assert ours.kv_num_blocks[:, 0, 0].tolist() == [1, 1, 0]
+    assert ours.full_kv_num_blocks[:, 0, 0].tolist() == [1, 3, 0]
+
+
+def test_blocks_are_kept_and_their_number_is_bounded():
+    _flex_masks.neighborhood_blocks.cache_clear()
+    make = lambda n: _flex_masks.neighborhood_blocks(  # noqa: E731
+        (n,), (3,), (1,), (1,), (False,), None, None, 0, torch.device("cpu"), False
+    )
+    assert make(9) is make(9)
+    for n in range(10, 80):
+        make(n)
+    info = _flex_masks.neighborhood_blocks.cache_info()
+    assert info.currsize == info.maxsize <= 64
+
+
+# --- Attention -------------------------------------------------------------------------------------------------------
+def expected(query, key, value, seen, scale, additional=None, bias=None):
+    """Float64 attention of flattened tokens [B, S, H, D] under a bool mask [B or 1, H or 1, Sq, Sk]."""
+    q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))
+    group = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(group, 1).mT * scale
+    if bias is not None:
+        scores = scores + bias.double()
+    scores = scores.masked_fill(~seen, -math.inf)
+    if additional is not None:
+        more_k, more_v = (x.double().transpose(1, 2) for x in additional)
+        scores = torch.cat([scores, q @ more_k.repeat_interleave(group, 1).mT * scale], -1)
+        v = torch.cat([v, more_v], 2)
+    logsumexp = scores.logsumexp(-1)
+    weights = torch.nan_to_num(torch.exp(scores - logsumexp[..., None]))
+    return (weights @ v.repeat_interleave(group, 1)).transpose(1, 2), logsumexp.transpose(1, 2)
+
+
+def windows_table(layout, kernel_size, stride, dilation, is_causal):
+    seen = torch.ones(1, 1, dtype=torch.bool)
+    for n, *axis in zip(layout, kernel_size, stride, dilation, is_causal, strict=True):
+        seen = torch.kron(seen, table(axis_keys(n, *axis), n))
+    return seen
+
+
+def rpb_table(rpb, layout, dilation):
+    """[H, S, S]: the bias of every pair, 0 where the table has none."""
+    tokens = list(itertools.product(*map(range, layout)))
+    bias = torch.zeros(rpb.shape[0], len(tokens), len(tokens), dtype=rpb.dtype)
+    for (i, q), (j, k) in itertools.product(enumerate(tokens), repeat=2):
+        place = [(b - a) // d + (w - 1) // 2 for a, b, d, w in zip(q, k, dilation, rpb.shape[1:], strict=True)]
+        if all(0 <= p < w for p, w in zip(place, rpb.shape[1:], strict=True)):
+            bias[:, i, j] = rpb[(slice(None), *place)]
+    return bias
+
+
+# layout, (kernel_size, stride, dilation, is_causal), tiles, additional tokens, rpb, dtype
+CASES = [
+    ((17,), ((5,), (2,), (2,), (False,)), None, 0, False, torch.float32),
+    ((17,), ((30,), (7,), (3,), (True,)), ((4,), (8,)), 2, True, torch.float32),
+    ((6, 7), ((3, 4), (1, 2), (2, 1), (True, False)), None, 3, True, torch.float64),
+    ((6, 7), ((3, 4), (1, 2), (2, 1), (True, False)), ((2, 4), (4, 2)), 3, False, torch.float32),
+    ((6, 7), ((6, 7), (1, 1), (1, 1), (False, False)), None, 0, False, torch.bfloat16),
+    (
+        (3, 5, 4),
+        ((3, 2, 4), (1, 1, 3), (1, 2, 1), (False, False, True)),
+        ((2, 2, 2), (1, 4, 2)),
+        0,
+        True,
+        torch.float32,
+    ),
+    ((3, 5, 4), ((2, 2, 9), (2, 1, 3), (1, 3, 1), (False, True, False)), None, 1, False, torch.float16),
+]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.parametrize("path", ["flex", "differentiable"])
+@pytest.mark.parametrize(("layout", "windows", "tiles", "extra", "has_rpb", "dtype"), CASES)
+def test_neighborhood(layout, windows, tiles, extra, has_rpb, dtype, path):
+    make = lambda *shape: torch.randn(*shape).to(dtype)  # noqa: E731
+    query, key, value = make(2, *layout, 4, 8), make(2, *layout, 2, 8), make(2, *layout, 2, 6)
+    additional = (make(2, extra, 2, 8), make(2, extra, 2, 6)) if extra else (None, None)
+    rpb = make(4, *(2 * w - 1 for w in windows[0])) if has_rpb else None
+    calls = []
+    if path == "differentiable":  # FlexAttention has no backward pass on the CPU
+        query.requires_grad_()
+    else:
+        calls = [flex.flex_attention]
+    output, logsumexp = flex.neighborhood(
+        query,
+        key,
+        value,
+        *windows,
+        0.4,
+        additional_keys=additional[0],
+        additional_values=additional[1],
+        rpb=rpb,
+        q_tile_shape=tiles and tiles[0],
+        kv_tile_shape=tiles and tiles[1],
+    )
+    assert output.requires_grad == (not calls)
+    assert output.dtype == dtype
+    assert logsumexp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    flat = [x.detach().flatten(1, len(layout)) for x in (query, key, value)]
+    bias = None if rpb is None else rpb_table(rpb, layout, windows[2])
+    seen = windows_table(layout, *windows)
+    wanted = expected(*flat, seen, 0.4, additional if extra else None, bias)
+    assert output.shape == (2, *layout, 4, 6)
+    assert logsumexp.shape == (2, *layout, 4)
+    assert (output.flatten(1, len(layout)) - wanted[0]).abs().max() < TOLERANCE[dtype]
+    assert (logsumexp.flatten(1, len(layout)) - wanted[1]).abs().max() < max(TOLERANCE[dtype], 1e-12) * 4
+
+
+# causal, window_left, window_right, Sq, Sk, additional tokens
+BANDS = [
+    (0, -1, -1, 7, 9, 0),
+    (1, -1, -1, 7, 9, 2),
+    (2, -1, -1, 9, 6, 0),
+    (2, 3, -1, 6, 9, 1),
+    (0, 2, 1, 9, 7, 0),
+    (1, 0, 0, 5, 3, 0),
+]
+NAMES = ["none", "top_left", "bottom_right"]
+
+
+def run_dense(shape_q, shape_kv, heads, train, **arguments):
+    query, key, value = torch.randn(*shape_q, heads, 8), torch.randn(*shape_kv, 2, 8), torch.randn(*shape_kv, 2, 6)
+    query.requires_grad_(train)
+    extra = arguments.pop("extra", 0)
+    additional = (
+        (torch.randn(shape_kv[0], extra, 2, 8), torch.randn(shape_kv[0], extra, 2, 6)) if extra else (None, None)
+    )
+    output, logsumexp = flex.dense(
+        query, key, value, scale=0.3, additional_keys=additional[0], additional_values=additional[1], **arguments
+    )
+    assert output.requires_grad == train
+    return (query.detach(), key, value), additional if extra else None, (output.detach(), logsumexp.detach())
+
+
+def assert_attention(found, tensors, seen, additional=None, bias=None):
+    output, logsumexp = expected(*tensors, seen, 0.3, additional, bias)
+    assert (found[0] - output).abs().max() < 4e-6
+    blind = logsumexp == -math.inf
+    assert torch.equal(found[1] == -math.inf, blind)
+    assert (found[0][blind] == 0).all()
+    assert (found[1][~blind] - logsumexp[~blind]).abs().max() < 4e-6
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("causal", "left", "right", "q_len", "kv_len", "extra"), BANDS)
+def test_dense(causal, left, right, q_len, kv_len, extra, train):
+    tensors, additional, found = run_dense(
+        (2, q_len), (2, kv_len), 6, train, causal=causal, window_left=left, window_right=right, extra=extra
+    )
+    assert_attention(found, tensors, table(band_keys(q_len, kv_len, NAMES[causal], left, right), kv_len), additional)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("causal", "left", "extra"), [(0, -1, 0), (2, -1, 2), (1, 2, 0), (0, 1, 0)])
+def test_dense_with_padded_keys(causal, left, extra, train):
+    lengths = torch.tensor([5, 0, 9, 8], dtype=torch.int32)
+    tensors, additional, found = run_dense(
+        (4, 6), (4, 9), 2, train, causal=causal, window_left=left, key_lengths=lengths, extra=extra
+    )
+    seen = torch.zeros(4, 1, 6, 9, dtype=torch.bool)
+    for entry, length in zip(seen, lengths.tolist(), strict=True):
+        entry[0, :, :length] = table(band_keys(6, length, NAMES[causal], left, -1), length)
+    assert_attention(found, tensors, seen, additional)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("causal", "left", "extra"), [(0, -1, 0), (1, -1, 0), (2, -1, 3), (2, 1, 0)])
+def test_dense_with_packed_sequences(causal, left, extra, train):
+    lengths_q, lengths_kv = [3, 0, 5, 2], [4, 2, 0, 6]
+    cumulative = [torch.tensor([0, *itertools.accumulate(n)], dtype=torch.int32) for n in (lengths_q, lengths_kv)]
+    tensors, additional, found = run_dense(
+        (1, 10),
+        (1, 12),
+        4,
+        train,
+        causal=causal,
+        window_left=left,
+        cumulative_seqlen_q=cumulative[0],
+        cumulative_seqlen_kv=cumulative[1],
+        extra=extra,
+    )
+    blocks = [table(band_keys(q, kv, NAMES[causal], left, -1), kv) for q, kv in zip(lengths_q, lengths_kv, strict=True)]
+    assert_attention(found, tensors, torch.block_diag(*blocks).bool(), additional)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("batches", "heads"), [(2, 4), (1, 4), (2, 1)])
+def test_dense_with_bias(batches, heads, train):
+    bias = torch.randn(batches, heads, 5, 7)
+    bias[..., 2, :] = -math.inf
+    bias[..., 1] = -math.inf
+    tensors, additional, found = run_dense((2, 5), (2, 7), 4, train, attn_bias=bias)
+    assert_attention(found, tensors, torch.ones(5, 7, dtype=torch.bool), additional, bias)
+
+
+def test_explicit_scale_of_zero_weighs_all_keys_alike():
+    query, key, value = torch.randn(3, 1, 5, 2, 4).unbind()
+    output, logsumexp = flex.neighborhood(query, key, value, (3,), (1,), (1,), (False,), 0.0)
+    assert torch.allclose(logsumexp, torch.full_like(logsumexp, math.log(3)))
+    assert torch.allclose(output[0, 2], value[0, 1:4].mean(0))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 4), (1, 0, 2, 4)])
+def test_empty_problems(shape):
+    query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    output, logsumexp = flex.dense(query, key, value, scale=1.0)
+    assert output.shape == shape
+    assert logsumexp.shape == shape[:-1]
+    output.sum().backward()
+    assert query.grad.shape == shape
+
+
+def test_no_keys():
+    query = torch.randn(1, 3, 2, 4, requires_grad=True)
+    key = torch.randn(1, 0, 2, 4)
+    output, logsumexp = flex.dense(query, key, key, scale=1.0)
+    assert (output == 0).all()
+    assert (logsumexp == -math.inf).all()
+    (output.sum() + logsumexp.exp().sum()).backward()
+    assert (query.grad == 0).all()
+    more = torch.randn(1, 2, 2, 4)
+    bias = torch.zeros(1, 1, 3, 0)
+    with torch.no_grad():
+        found = flex.dense(query, key, key, scale=1.0, additional_keys=more, additional_values=more, attn_bias=bias)
+    wanted = expected(query.detach(), more, more, torch.ones(3, 2, dtype=torch.bool), 1.0)
+    assert (found[0] - wanted[0]).abs().max() < 4e-6
+
+
+# --- Derivatives -----------------------------------------------------------------------------------------------------
+def test_derivatives_of_neighborhoods():
+    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    query, key, value = make(1, 3, 4, 2, 2), make(1, 3, 4, 1, 2), make(1, 3, 4, 1, 3)
+    more, rpb = (make(1, 2, 1, 2), make(1, 2, 1, 3)), make(2, 3, 5)
+
+    def function(query, key, value, more_k, more_v, rpb):
+        return flex.neighborhood(
+            query, key, value, (2, 3), (1, 2), (2, 1), (False, True), 0.7,
+            additional_keys=more_k, additional_values=more_v, rpb=rpb, q_tile_shape=(2, 2), kv_tile_shape=(1, 3),
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, (query, key, value, *more, rpb), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (query, key, value, *more, rpb))
+
+
+def test_derivatives_with_blind_queries():
+    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    query, key, value = make(1, 5, 2, 2), make(1, 3, 2, 2), make(1, 3, 2, 2)
+    bias = torch.randn(1, 1, 5, 3, dtype=torch.float64)
+    bias[..., 4, :] = -math.inf
+
+    def function(query, key, value):
+        output, logsumexp = flex.dense(query, key, value, scale=0.7, causal=2, attn_bias=bias)
+        return output, logsumexp.masked_fill(logsumexp == -math.inf, 0)
+
+    output, logsumexp = function(query, key, value)
+    assert (output[0, [0, 1, 4]] == 0).all()
+    assert torch.autograd.gradcheck(function, (query, key, value))
+    gradients = torch.autograd.grad(output.sum() + logsumexp.sum(), (query, key, value))
+    assert all(g.isfinite().all() for g in gradients)
+    assert (gradients[0][0, [0, 1, 4]] == 0).all()
+
+
+def test_tensors_on_a_device_that_flex_attention_does_not_know():
+    query, key = torch.empty(2, 6, 5, 4, 8, device="meta"), torch.empty(2, 6, 5, 2, 8, device="meta")
+    output, logsumexp = flex.neighborhood(query, key, key, (3, 3), (1, 1), (1, 1), (False, True), 1.0)
+    assert output.device.type == logsumexp.device.type == "meta"
+    assert output.shape == query.shape
+    assert logsumexp.shape == query.shape[:-1]
+
+
+# --- Compilation and errors ------------------------------------------------------------------------------------------
+def test_compiled_callers(monkeypatch):
+    query, key, value = torch.randn(3, 2, 6, 5, 2, 8).unbind()
+    rpb = torch.randn(2, 5, 5)
+
+    def function(query, key, value, rpb):
+        a, b = flex.neighborhood(query, key, value, (3, 3), (1, 2), (2, 1), (False, True), 1.0, rpb=rpb)
+        c, d = flex.dense(
+            query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2), scale=1.0, causal=2, window_left=4
+        )
+        return a, b, c, d
+
+    wanted = function(query, key, value, rpb)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for found, exact in zip(compiled(query, key, value, rpb), wanted, strict=True):
+        assert torch.allclose(found, exact, atol=1e-5)
+    query.requires_grad_()
+    found = compiled(query, key, value, rpb)
+    gradient = torch.autograd.grad([x.sum() for x in found], query)[0]
+    exact = torch.autograd.grad([x.sum() for x in function(query, key, value, rpb)], query)[0]
+    assert torch.allclose(gradient, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q: flex.neighborhood(q, q, q, (3,), (1,), (1,), (False,), 1.0, torch_compile=True),
+        lambda q: flex.dense(q, q, q, scale=1.0, torch_compile=True),
+    ],
+)
+def test_compiling_needs_leave(call):
+    query = torch.randn(1, 8, 2, 16)
+    with pytest.raises(RuntimeError, match="allow_flex_compile"):
+        call(query)
+    context.allow_flex_compile()
+    query.requires_grad_()
+    with pytest.raises(RuntimeError, match="allow_flex_compile_backprop"):
+        call(query)
+    context.allow_flex_compile(backprop=True)
+    with pytest.raises(RuntimeError, match="no backward pass on device type 'cpu'"):
+        call(query)
+    with pytest.raises(ValueError, match=r"torch\.float64"):
+        call(query.detach().double())
+    context.disable_flex_compile()
+    with pytest.raises(RuntimeError, match="allow_flex_compile"):
+        call(query)
+
+
+def test_compiled_calls_give_flex_attention_the_blocks(monkeypatch):
+    context.allow_flex_compile()
+    seen = []
+    compile_anything = torch.compile
+
+    def compile_(function, **options):
+        if function is not flex.flex_attention:  # its own use of the compiler
+            return compile_anything(function, **options)
+        return lambda *args, **kwargs: seen.append(kwargs) or function(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    flex._compiled.cache_clear()
+    query = torch.randn(1, 16, 16, 2, 16)
+    arguments = (query, query, query, (5, 5), (1, 1), (1, 1), (False, False), 1.0)
+    try:
+        found = flex.neighborhood(*arguments, q_tile_shape=(4, 4), kv_tile_shape=(2, 8), torch_compile=True)
+    finally:
+        flex._compiled.cache_clear()
+        monkeypatch.undo()
+    assert seen[0]["block_mask"].BLOCK_SIZE == (16, 16)
+    assert 0 < seen[0]["block_mask"].sparsity() < 100
+    assert seen[0]["kernel_options"]["BLOCK_M"] == 16
+    assert (found[0] - flex.neighborhood(*arguments)[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("tiles", "words"),
+    [
+        (((4, 4), None), "both or neither"),
+        ((None, (4, 4)), "both or neither"),
+        (((4,), (4, 4)), "q_tile_shape"),
+        (((4, 4), (4, 0)), "kv_tile_shape"),
+        (((4, 4), 16), "kv_tile_shape"),
+        (((4, 2.0), (4, 4)), "q_tile_shape"),
+    ],
+)
+def test_wrong_tiles(tiles, words):
+    query = torch.randn(1, 6, 6, 2, 8)
+    with pytest.raises(ValueError, match=words):
+        flex.neighborhood(
+            query,
+            query,
+            query,
+            (3, 3),
+            (1, 1),
+            (1, 1),
+            (False, False),
+            1.0,
+            q_tile_shape=tiles[0],
+            kv_tile_shape=tiles[1],
+        )
+
+
+def test_compiled_tiles_are_powers_of_two():
+    context.allow_flex_compile()
+    query = torch.randn(1, 6, 6, 2, 16)
+    with pytest.raises(ValueError, match="powers of two"):
+        flex.neighborhood(
+            query, query, query, (3, 3), (1, 1), (1, 1), (False, False), 1.0,
+            q_tile_shape=(3, 8), kv_tile_shape=(4, 4), torch_compile=True,
+        )  # fmt: skip
+
+
+def test_types_that_flex_attention_lacks():
+    query = torch.zeros(1, 8, 2, 8, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"torch\.int32"):
+        flex.dense(query, query, query, scale=1.0)
