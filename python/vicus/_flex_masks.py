@@ -128,7 +128,7 @@ def rpb_bias(queries: Order, keys: Order, rpb: Tensor, kernel_size: Ints, dilati
         pairs = zip(queries.coordinates(query), keys.coordinates(key), kernel_size, dilation, strict=True)
         # Pairs that the mask hides may lie outside the table.
         places = [((j - i) // d + w - 1).clamp(0, 2 * w - 2) for i, j, w, d in pairs]
-        return score + torch.where(key < keys.length, rpb[(head, *places)], 0)
+        return score + torch.where(key < keys.length, rpb[(head, *places)].to(score.dtype), 0)
 
     return bias
 
@@ -187,7 +187,7 @@ def dense_bias(attn_bias: Tensor, kv_len: int) -> Bias:
 
     def bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         value = attn_bias[batch % batches, head % heads, query, key.clamp(max=kv_len - 1)]
-        return score + torch.where(key < kv_len, value, 0)
+        return score + torch.where(key < kv_len, value.to(score.dtype), 0)
 
     return bias
 

@@ -19,12 +19,13 @@ Names and exceptions follow ``natten.context`` of NATTEN 0.21 and, for ``use_fus
 """
 
 import logging
-import threading
-import weakref
 from enum import Enum
 from typing import Any, Literal
 
 import torch
+
+from vicus._arguments import wrong
+from vicus._switches import DEFAULTS, Setting, current, process, thread
 
 __all__ = [
     "MemoryUsagePreference",
@@ -69,99 +70,15 @@ class MemoryUsagePreference(Enum):
     Unrestricted = 2
 
 
-_DEFAULTS: dict[str, Any] = {
-    "deterministic": False,
-    "kv_parallelism": True,
-    "memory": MemoryUsagePreference.Default.value,
-    "fused_na": True,
-    "flex_compile": False,
-    "flex_compile_backprop": False,
-    "autotune_forward": False,
-    "autotune_backward": False,
-    "thorough_forward": False,
-    "thorough_backward": False,
-}
-
-
-class _Process:
-    """The value of every switch that holds for the process."""
-
-    def __init__(self) -> None:
-        vars(self).update(_DEFAULTS)
-
-
-class _Thread(threading.local):
-    """The value a ``with`` block of this thread gives a switch, or None. Dynamo guards on instance attributes only, so
-    each one exists from the start."""
-
-    def __init__(self) -> None:
-        vars(self).update(dict.fromkeys(_DEFAULTS))
-
-
-_process = _Process()
-_thread = _Thread()
-_lock = threading.Lock()
-# Process-wide writes, oldest first, each with a reference to its setting. A write can be taken back, by entering the
-# setting as a block, while that setting is alive; writes that nobody can take back any more are merged.
-_writes: list[tuple[dict[str, Any], Any]] = [(dict(_DEFAULTS), lambda: None)]
-
-
-def _publish() -> None:
-    """Merges final writes and makes `_process` what all writes in order give. The caller holds the lock."""
-    merged: list[tuple[dict[str, Any], Any]] = []
-    for values, alive in _writes:
-        if merged and alive() is None and merged[-1][1]() is None:
-            merged[-1][0].update(values)
-        else:
-            merged.append((values, alive))
-    _writes[:] = merged
-    for values, _ in merged:
-        for name, value in values.items():
-            setattr(_process, name, value)
-
-
-class _Setting:
-    """What a setter returns: made, it has set the switches; entered, it takes that back and sets them for a block."""
-
-    def __init__(self, **values: Any) -> None:
-        self._values = values
-        self._blocks: list[dict[str, Any]] = []  # what each entry has to restore, innermost last
-        # Switches that a block of this thread holds change there; all others for the process.
-        self._replaced = {name: held for name in values if (held := getattr(_thread, name)) is not None}
-        for name in self._replaced:
-            setattr(_thread, name, values[name])
-        with _lock:
-            wide = {name: value for name, value in values.items() if name not in self._replaced}
-            _writes.append((wide, weakref.ref(self)))
-            _publish()
-
-    def __enter__(self) -> None:
-        vars(_thread).update(self._replaced)
-        self._replaced = {}
-        with _lock:
-            _writes[:] = [write for write in _writes if write[1]() is not self]
-            _publish()
-        self._blocks.append({name: getattr(_thread, name) for name in self._values})
-        vars(_thread).update(self._values)
-
-    def __exit__(self, *exception: object) -> None:
-        vars(_thread).update(self._blocks.pop())
-
-
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | int) or value not in (0, 1):
-        raise ValueError(f"{name} was {value!r}; it must be a bool")
+        raise wrong(name, repr(value), "a bool")
     return bool(value)
 
 
-def _current(name: str) -> Any:
-    held = getattr(_thread, name)
-    return getattr(_process, name) if held is None else held
-
-
-def reset() -> _Setting:
+def reset() -> Setting:
     """Sets every switch to its default."""
-    return _Setting(**_DEFAULTS)
+    return Setting(**DEFAULTS)
 
 
 # --- Backward pass ---------------------------------------------------------------------------------------------------
@@ -175,20 +92,20 @@ def backward_flags() -> tuple[bool, bool, int]:
         this module or of PyTorch. ``kv_parallelism``: it may split the keys; never true together with the first.
         ``memory_preference``: 0 default, 1 strict, 2 unrestricted.
     """
-    deterministic = _thread.deterministic
+    deterministic = thread.deterministic
     if deterministic is None:
-        deterministic = _process.deterministic
+        deterministic = process.deterministic
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    parallel = _thread.kv_parallelism
+    parallel = thread.kv_parallelism
     if parallel is None:
-        parallel = _process.kv_parallelism
-    memory = _thread.memory
+        parallel = process.kv_parallelism
+    memory = thread.memory
     if memory is None:
-        memory = _process.memory
+        memory = process.memory
     return deterministic, parallel and not deterministic, memory
 
 
-def use_deterministic_algorithms(mode: bool = True) -> _Setting:
+def use_deterministic_algorithms(mode: bool = True) -> Setting:
     """Asks for gradients that are bit-exact from run to run.
 
     ``torch.use_deterministic_algorithms(True)`` asks for the same. Takes precedence over parallelism over keys.
@@ -199,15 +116,15 @@ def use_deterministic_algorithms(mode: bool = True) -> _Setting:
     Raises:
         ValueError: `mode` is no bool.
     """
-    return _Setting(deterministic=_flag("mode", mode))
+    return Setting(deterministic=_flag("mode", mode))
 
 
 def are_deterministic_algorithms_enabled() -> bool:
     """Whether `use_deterministic_algorithms` of this module is on (PyTorch's own switch is not asked)."""
-    return _current("deterministic")
+    return current("deterministic")
 
 
-def use_kv_parallelism_in_fused_na(mode: bool = True) -> _Setting:
+def use_kv_parallelism_in_fused_na(mode: bool = True) -> Setting:
     """Lets the backward pass of fused operators work on parts of the key sequence at the same time.
 
     The sum into the gradient of the query is then unordered, and scratch memory is taken (see
@@ -224,24 +141,24 @@ def use_kv_parallelism_in_fused_na(mode: bool = True) -> _Setting:
     mode = _flag("mode", mode)
     if mode and torch.are_deterministic_algorithms_enabled():
         logger.warning("use_kv_parallelism_in_fused_na(True) ignored: torch.use_deterministic_algorithms is on")
-        return _Setting()
+        return Setting()
     if mode and are_deterministic_algorithms_enabled():
         raise RuntimeError(
             "parallelism over keys makes the backward pass non-deterministic, and vicus.use_deterministic_algorithms "
             "is on; switch that off first"
         )
-    return _Setting(kv_parallelism=mode)
+    return Setting(kv_parallelism=mode)
 
 
 def is_kv_parallelism_in_fused_na_enabled() -> bool:
     """Whether the backward pass may work on parts of the key sequence at the same time (a deterministic mode that is on
     still prevents it)."""
-    return _current("kv_parallelism")
+    return current("kv_parallelism")
 
 
 def set_memory_usage_preference(
     pref: Literal["default", "strict", "unrestricted"] | MemoryUsagePreference = "default",
-) -> _Setting:
+) -> Setting:
     """Bounds the scratch memory that parallelism over keys may take.
 
     ``"default"`` and ``"strict"`` (a smaller bound) count the parallelism that batch and heads already give;
@@ -255,13 +172,13 @@ def set_memory_usage_preference(
     """
     for preference in MemoryUsagePreference:
         if pref == preference.name.lower() or pref is preference:
-            return _Setting(memory=preference.value)
-    raise ValueError(f"pref was {pref!r}; it must be 'default', 'strict' or 'unrestricted'")
+            return Setting(memory=preference.value)
+    raise wrong("pref", repr(pref), "'default', 'strict', 'unrestricted'")
 
 
 def get_memory_usage_preference() -> MemoryUsagePreference:
     """The preference set by `set_memory_usage_preference`."""
-    return MemoryUsagePreference(_current("memory"))
+    return MemoryUsagePreference(current("memory"))
 
 
 def is_memory_usage_default() -> bool:
@@ -282,7 +199,7 @@ def is_memory_usage_unrestricted() -> bool:
 # --- Fused or unfused in the modules ---------------------------------------------------------------------------------
 
 
-def use_fused_na(mode: bool = True, kv_parallel: bool | None = None) -> _Setting:
+def use_fused_na(mode: bool = True, kv_parallel: bool | None = None) -> Setting:
     """Lets the modules use the fused operators (on by default) or the unfused pair of products around a softmax.
 
     Args:
@@ -298,12 +215,12 @@ def use_fused_na(mode: bool = True, kv_parallel: bool | None = None) -> _Setting
         parallel = use_kv_parallelism_in_fused_na(kv_parallel)
         with parallel:  # entering takes it back: one setting then sets, and can take back, both
             values |= parallel._values
-    return _Setting(**values)
+    return Setting(**values)
 
 
 def is_fused_na_enabled() -> bool:
     """Whether the modules use the fused operators."""
-    return _current("fused_na")
+    return current("fused_na")
 
 
 use_fna = use_fused_na
@@ -313,7 +230,7 @@ is_fna_enabled = is_fused_na_enabled
 # --- Compiling FlexAttention -----------------------------------------------------------------------------------------
 
 
-def allow_flex_compile(mode: bool = True, backprop: bool = False) -> _Setting:
+def allow_flex_compile(mode: bool = True, backprop: bool = False) -> Setting:
     """Lets ``torch_compile=True`` compile the backend ``"flex"``; without this it is an error.
 
     vicus tests FlexAttention as PyTorch runs it eagerly; what Inductor makes of it depends on device and version.
@@ -326,10 +243,10 @@ def allow_flex_compile(mode: bool = True, backprop: bool = False) -> _Setting:
         ValueError: An argument is no bool.
     """
     mode, backprop = _flag("mode", mode), _flag("backprop", backprop)
-    return _Setting(flex_compile=mode, flex_compile_backprop=mode and backprop)
+    return Setting(flex_compile=mode, flex_compile_backprop=mode and backprop)
 
 
-def allow_flex_compile_backprop(mode: bool = True) -> _Setting:
+def allow_flex_compile_backprop(mode: bool = True) -> Setting:
     """Lets the compiled backend ``"flex"`` run on tensors that require gradients, where `allow_flex_compile` allows
     compiling at all.
 
@@ -339,27 +256,27 @@ def allow_flex_compile_backprop(mode: bool = True) -> _Setting:
     Raises:
         ValueError: `mode` is no bool.
     """
-    return _Setting(flex_compile_backprop=_flag("mode", mode))
+    return Setting(flex_compile_backprop=_flag("mode", mode))
 
 
-def disable_flex_compile() -> _Setting:
+def disable_flex_compile() -> Setting:
     """Forbids compiling the backend ``"flex"``, forward and backward (the default)."""
     return allow_flex_compile(False)
 
 
-def disable_flex_compile_backprop() -> _Setting:
+def disable_flex_compile_backprop() -> Setting:
     """Forbids compiling the backend ``"flex"`` for tensors that require gradients (the default)."""
     return allow_flex_compile_backprop(False)
 
 
 def is_flex_compile_allowed() -> bool:
     """Whether the backend ``"flex"`` may be compiled for the forward pass."""
-    return _current("flex_compile")
+    return current("flex_compile")
 
 
 def is_flex_compile_backprop_allowed() -> bool:
     """Whether the backend ``"flex"`` may be compiled for tensors that require gradients."""
-    return _current("flex_compile") and _current("flex_compile_backprop")
+    return current("flex_compile") and current("flex_compile_backprop")
 
 
 # --- Autotuner -------------------------------------------------------------------------------------------------------
@@ -374,7 +291,7 @@ def use_autotuner(
     warmup_steps_backward: int | None = None,
     steps_forward: int | None = None,
     steps_backward: int | None = None,
-) -> _Setting:
+) -> Setting:
     """Keeps the state that NATTEN 0.17 kept for its autotuner; it changes nothing that is computed.
 
     vicus picks tiles by exact counts of their work before it runs anything, the same on every call, so there is nothing
@@ -394,7 +311,7 @@ def use_autotuner(
     """
     for steps in (warmup_steps_forward, warmup_steps_backward, steps_forward, steps_backward):
         if steps is not None and not isinstance(steps, int):
-            raise ValueError(f"steps were {steps!r}; they must be integers")
+            raise wrong("steps", repr(steps), "an integer")
     asked = {
         "autotune_forward": ("forward_pass", forward_pass),
         "autotune_backward": ("backward_pass", backward_pass),
@@ -405,37 +322,37 @@ def use_autotuner(
     if values.get("autotune_forward") or values.get("autotune_backward"):
         if torch.are_deterministic_algorithms_enabled():
             logger.warning("use_autotuner ignored: torch.use_deterministic_algorithms is on")
-            return _Setting()
+            return Setting()
         if are_deterministic_algorithms_enabled():
             raise RuntimeError("the autotuner cannot be switched on while vicus.use_deterministic_algorithms is on")
-    return _Setting(**values)
+    return Setting(**values)
 
 
-def disable_autotuner() -> _Setting:
+def disable_autotuner() -> Setting:
     """Switches off all that `use_autotuner` switches on."""
     return use_autotuner(False, False, False, False)
 
 
 def is_autotuner_enabled() -> bool:
     """Whether `use_autotuner` switched on the forward or the backward pass."""
-    return _current("autotune_forward") or _current("autotune_backward")
+    return current("autotune_forward") or current("autotune_backward")
 
 
 def is_autotuner_enabled_for_forward() -> bool:
     """Whether `use_autotuner` switched on the forward pass."""
-    return _current("autotune_forward")
+    return current("autotune_forward")
 
 
 def is_autotuner_enabled_for_backward() -> bool:
     """Whether `use_autotuner` switched on the backward pass."""
-    return _current("autotune_backward")
+    return current("autotune_backward")
 
 
 def is_autotuner_thorough_for_forward() -> bool:
     """Whether `use_autotuner` asked for a thorough search in the forward pass."""
-    return _current("thorough_forward")
+    return current("thorough_forward")
 
 
 def is_autotuner_thorough_for_backward() -> bool:
     """Whether `use_autotuner` asked for a thorough search in the backward pass."""
-    return _current("thorough_backward")
+    return current("thorough_backward")

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from vicus import context
+from vicus._arguments import wrong
 from vicus._flex_masks import (
     BLOCK,
     Bias,
@@ -60,7 +61,7 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool) 
     as in NATTEN 0.21).
     """
     if not query.dtype.is_floating_point or query.dtype.itemsize < 2:
-        return ValueError(f"query has dtype {query.dtype}; backend 'flex' takes float64, float32, float16 and bfloat16")
+        return wrong("query.dtype", query.dtype, "float32, float64, bfloat16, float16")
     if not torch_compile:
         return None
     if not context.is_flex_compile_allowed():
@@ -73,11 +74,9 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool) 
     if query.device.type not in _HAS_FLEX:
         return RuntimeError(f"compiled FlexAttention does not know device type {query.device.type!r}")
     if query.dtype == torch.float64:
-        return ValueError("query has dtype torch.float64; compiled FlexAttention takes float32, float16 and bfloat16")
+        return wrong("query.dtype", query.dtype, "float32, bfloat16, float16 with torch_compile")
     if query.device.type != "cpu" and min(query.shape[-1], value.shape[-1]) < 16:
-        return ValueError(
-            f"head_dim {query.shape[-1]}, head_dim_v {value.shape[-1]}; compiled FlexAttention takes at least 16"
-        )
+        return wrong("head_dim, head_dim_v", f"{query.shape[-1]}, {value.shape[-1]}", ">= 16 with torch_compile")
     return None
 
 
@@ -85,10 +84,10 @@ def _checked_tiles(name: str, tiles: Sequence[int] | None, rank: int, compiled: 
     if tiles is None:
         return None
     if not isinstance(tiles, Sequence) or len(tiles) != rank or any(not isinstance(t, int) or t < 1 for t in tiles):
-        raise ValueError(f"{name} was {tiles!r}; it must be {rank} positive integers")
+        raise wrong(name, repr(tiles), f"{rank} positive integers, one per axis")
     size = math.prod(tiles)
     if compiled and (size < 16 or size & (size - 1)):
-        raise ValueError(f"{name} {tuple(tiles)} has {size} tokens; compiled FlexAttention takes powers of two from 16")
+        raise wrong(name, f"{tuple(tiles)}, {size} tokens", "powers of two from 16 with torch_compile")
     return tuple(tiles)
 
 
@@ -229,7 +228,7 @@ def neighborhood(
     """
     sparse = _start(query, key, value, torch_compile)
     if (q_tile_shape is None) != (kv_tile_shape is None):
-        raise ValueError(f"q_tile_shape was {q_tile_shape}, kv_tile_shape {kv_tile_shape}; give both or neither")
+        raise wrong("q_tile_shape, kv_tile_shape", f"{q_tile_shape}, {kv_tile_shape}", "both tiles, or both None")
     rank = query.dim() - 3
     q_tile = _checked_tiles("q_tile_shape", q_tile_shape, rank, torch_compile)
     kv_tile = _checked_tiles("kv_tile_shape", kv_tile_shape, rank, torch_compile)

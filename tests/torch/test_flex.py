@@ -471,8 +471,8 @@ def test_compiled_calls_give_flex_attention_the_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("tiles", "words"),
     [
-        (((4, 4), None), "both or neither"),
-        ((None, (4, 4)), "both or neither"),
+        (((4, 4), None), "both tiles, or both None"),
+        ((None, (4, 4)), "both tiles, or both None"),
         (((4,), (4, 4)), "q_tile_shape"),
         (((4, 4), (4, 0)), "kv_tile_shape"),
         (((4, 4), 16), "kv_tile_shape"),
