@@ -19,15 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+
 from vicus._library import LIB
-
+from vicus._ops import _wanted, rows
 from vicus._unfused_schemas import AV, AV_BACKWARD, QK, QK_BACKWARD, Ints, Mask, scores_shape, tokens
-
-
-def rows(x: Tensor) -> Tensor:
-    """`x` with a contiguous last dimension: itself when it has one."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
 
 # --- Plain or differentiable -----------------------------------------------------------------------------------------
 
@@ -37,10 +32,6 @@ def _plain() -> bool:
     return not (
         torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     )
-
-
-def _wanted(needs: Sequence[bool]) -> int:
-    return sum(1 << i for i, need in enumerate(needs) if need)
 
 
 def _present(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
 from vicus._library import LIB
+from vicus._ops import _gradients as gradients
 
 Ints = Sequence[int]
 Mask = tuple[Ints, Ints, Ints, Ints]  # kernel_size, stride, dilation, is_causal
@@ -39,11 +41,6 @@ def scores_shape(query: Tensor, extra: Tensor | None, kernel_size: Ints) -> list
     return [*query.shape[:-1], math.prod(kernel_size) + tokens(extra)]
 
 
-def _gradients(wanted: int, *of: Tensor | None) -> list[Tensor]:
-    """One gradient per tensor, an empty one where none is wanted. The first tensor is always there."""
-    return [of[0].new_empty(0) if x is None or not wanted >> i & 1 else x.new_empty(x.shape) for i, x in enumerate(of)]
-
-
 @torch.library.register_fake("vicus::qk", lib=LIB)
 def _(query, key, additional_keys, rpb, kernel_size, stride, dilation, is_causal):
     return query.new_empty(scores_shape(query, additional_keys, kernel_size))
@@ -51,7 +48,7 @@ def _(query, key, additional_keys, rpb, kernel_size, stride, dilation, is_causal
 
 @torch.library.register_fake("vicus::qk_backward", lib=LIB)
 def _(query, key, additional_keys, rpb, grad_scores, kernel_size, stride, dilation, is_causal, wanted):
-    return _gradients(wanted, query, key, additional_keys, rpb)
+    return gradients(wanted, (query, key, additional_keys, rpb))
 
 
 @torch.library.register_fake("vicus::av", lib=LIB)
@@ -61,4 +58,4 @@ def _(scores, value, additional_values, kernel_size, stride, dilation, is_causal
 
 @torch.library.register_fake("vicus::av_backward", lib=LIB)
 def _(scores, value, additional_values, grad_output, kernel_size, stride, dilation, is_causal, wanted):
-    return _gradients(wanted, scores, value, additional_values)
+    return gradients(wanted, (scores, value, additional_values))

@@ -11,17 +11,14 @@ import torch
 from torch import Tensor
 
 from vicus import _ops_unfused
+from vicus._ops import logsumexp_dtype, rows
 
 Ints = list[int] | tuple[int, ...]
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _heads_first(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """`[B, *X, H, D]` as `[B, H, *X, D]`."""
-    return None if x is None else _ops_unfused.rows(x.to(dtype).movedim(-2, 1))
+    return None if x is None else rows(x.to(dtype).movedim(-2, 1))
 
 
 def neighborhood(
@@ -56,7 +53,7 @@ def neighborhood(
         Output `[B, *X, H, Dv]` in the dtype of `query`, and logsumexp `[B, *X, H]`, natural logarithm, in float32
         (float64 for float64).
     """
-    dtype = _compute_dtype(query.dtype)
+    dtype = logsumexp_dtype(query.dtype)
     query_, key_, value_, keys_, values_ = (
         _heads_first(x, dtype) for x in (query, key, value, additional_keys, additional_values)
     )
@@ -67,7 +64,8 @@ def neighborhood(
     return output.movedim(1, -2).to(query.dtype), scores.logsumexp(-1).movedim(1, -1)
 
 
-def visible(
+def _visible(
+    batch: int,
     queries: int,
     keys: int,
     key_lengths: Tensor | None,
@@ -78,45 +76,18 @@ def visible(
     window_right: int,
     device: torch.device,
 ) -> Tensor:
-    """Which keys dense attention lets a query see, as the core defines it (include/vicus/problem.h, `Dense`).
+    """Which keys dense attention lets a query see: bool `[B, 1, Sq, Sk]`, by the mask that FlexAttention is given."""
+    from vicus import _flex_masks  # late: importing FlexAttention takes long
 
-    Args:
-        queries: Number of queries, Sq.
-        keys: Number of keys, Sk.
-        key_lengths: Real keys of each batch entry `[B]`, integers, or None.
-        cumulative_seqlen_q: Bounds of packed sequences `[sequences + 1]`, integers, or None.
-        cumulative_seqlen_kv: The same for keys.
-        causal: 0 none, 1 top-left, 2 bottom-right.
-        window_left: Keys to the left of the diagonal, -1 for no bound.
-        window_right: Keys to its right, -1 for no bound.
-        device: Of the result.
-
-    Returns:
-        bool `[B or 1, 1, Sq, Sk]`.
-    """
-    i = torch.arange(queries, device=device).view(1, 1, -1, 1)
-    j = torch.arange(keys, device=device).view(1, 1, 1, -1)
-    n_queries: Tensor | int = queries
-    n_keys: Tensor | int = keys
-    if key_lengths is not None:
-        n_keys = key_lengths.to(device, torch.int64).view(-1, 1, 1, 1)
-    seen = j < n_keys
+    sequences = None
     if cumulative_seqlen_q is not None and cumulative_seqlen_kv is not None:
-        of_q, of_k = cumulative_seqlen_q.to(device, torch.int64), cumulative_seqlen_kv.to(device, torch.int64)
-        # The sequence of a token ends at the first bound after it; empty sequences have none of their own.
-        sequence_i = torch.searchsorted(of_q[1:], i, right=True)
-        sequence_j = torch.searchsorted(of_k[1:], j, right=True)
-        seen = sequence_i == sequence_j
-        n_queries, n_keys = of_q.diff()[sequence_i], of_k.diff()[sequence_i]
-        i, j = i - of_q[sequence_i], j - of_k[sequence_j]
-    center = i if causal == 1 else i + (n_keys - n_queries)
-    if causal != 0:
-        seen = seen & (j <= center)
-    if window_left >= 0:
-        seen = seen & (j >= center - window_left)
-    if window_right >= 0:
-        seen = seen & (j <= center + window_right)
-    return seen.expand(-1, 1, queries, keys)
+        bounds = cumulative_seqlen_q.to(device), cumulative_seqlen_kv.to(device)
+        sequences = _flex_masks.packed_sequences(queries, keys, 0, *bounds, causal == 1)
+    lengths = None if key_lengths is None else key_lengths.to(device)
+    sees = _flex_masks.dense_mask(queries, keys, causal, window_left, window_right, lengths, sequences)
+    entry, i, j = (torch.arange(n, device=device) for n in (batch, queries, keys))
+    entry = entry.view(-1, 1, 1, 1)
+    return sees(entry, torch.zeros_like(entry), i.view(-1, 1), j).expand(batch, 1, queries, keys)
 
 
 def dense(
@@ -157,23 +128,15 @@ def dense(
     """
     batch, queries, heads, _ = query.shape
     keys, heads_kv = key.shape[1], key.shape[2]
-    dtype = _compute_dtype(query.dtype)
+    dtype = logsumexp_dtype(query.dtype)
     groups = (batch, heads_kv, heads // heads_kv)
     query_, key_, value_, keys_, values_ = (
         None if x is None else x.to(dtype).transpose(1, 2)
         for x in (query, key, value, additional_keys, additional_values)
     )
-    seen = visible(
-        queries,
-        keys,
-        key_lengths,
-        cumulative_seqlen_q,
-        cumulative_seqlen_kv,
-        causal,
-        window_left,
-        window_right,
-        query.device,
-    ).expand(batch, heads, -1, -1)
+    bounds = (key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv)
+    seen = _visible(batch, queries, keys, *bounds, causal, window_left, window_right, query.device)
+    seen = seen.expand(batch, heads, -1, -1)
     if attn_bias is not None:
         seen = seen & (attn_bias != float("-inf"))
         # A hidden key's -inf would turn a zero gradient into NaN.
