@@ -9,7 +9,7 @@ operator `av`) and `Spread` (by key: scores times query). Derivatives of each ar
 and forward mode need no fourth kernel. Additional tokens are slots after those of the window. The bias is linear, and
 its slots are read off the operator itself (`_bias_slots`): no window formula is repeated here.
 
-Tensors are heads first (include/vicus/unfused.h); the last dimension of what reaches an operator is contiguous.
+Tensors are heads first (include/vicus/unfused.h), of any strides.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from vicus._library import LIB
-from vicus._ops import _wanted, rows
+from vicus._ops import _wanted
 from vicus._unfused_schemas import AV, AV_BACKWARD, QK, QK_BACKWARD, Ints, Mask, scores_shape, tokens
 
 # --- Plain or differentiable -----------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def _fold(x: Any, dim: int | None, n: int) -> Any:
     """`[n, B, ...]` as `[n * B, ...]`; what is not batched is repeated."""
     if not isinstance(x, Tensor):
         return x
-    return rows((x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1))
+    return (x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
 
 def _folded(function: type[Function]) -> Callable:
@@ -132,7 +132,6 @@ class Scores(Function):
         nothing = [None] * 4
         if grad is None:
             return None, None, None, *nothing
-        grad = rows(grad)
         needs = ctx.needs_input_grad
         grad_query = Average.apply(grad, key, extra, *ctx.mask) if needs[0] else None
         return grad_query, *_spread(grad, query, key, extra, ctx.mask, needs[1:3]), *nothing
@@ -161,7 +160,6 @@ class Average(Function):
         if grad is None:
             return None, None, None, *nothing
         scores, key, extra = ctx.saved_tensors
-        grad = rows(grad)
         needs = ctx.needs_input_grad[:3]
         if _plain():
             return *_present(AV_BACKWARD(scores, key, extra, grad, *ctx.mask, _wanted(needs)), needs), *nothing
@@ -209,9 +207,9 @@ class Spread(Function):
         scores, query = ctx.saved_tensors
         terms = []
         if scores_t is not None:
-            terms.append(Spread.apply(rows(scores_t), query, ctx.heads_kv, ctx.tokens, *ctx.mask))
+            terms.append(Spread.apply(scores_t, query, ctx.heads_kv, ctx.tokens, *ctx.mask))
         if query_t is not None:
-            terms.append(Spread.apply(scores, rows(query_t), ctx.heads_kv, ctx.tokens, *ctx.mask))
+            terms.append(Spread.apply(scores, query_t, ctx.heads_kv, ctx.tokens, *ctx.mask))
         by_key, by_token = zip(*terms, strict=True)
         return _sum(*by_key), _sum(*by_token)
 
@@ -230,14 +228,14 @@ def _spread(scores, query, key, extra, mask, needs) -> tuple[Tensor | None, Tens
 def _pair(key, extra, query, heads_kv, tokens) -> tuple[Tensor, Tensor | None]:
     """A key and its additional tokens when one of them may be missing: zeros then."""
     batch, _, *layout, width = query.shape
-    key = query.new_zeros(batch, heads_kv, *layout, width) if key is None else rows(key)
+    key = query.new_zeros(batch, heads_kv, *layout, width) if key is None else key
     if tokens:
-        extra = query.new_zeros(batch, heads_kv, tokens, width) if extra is None else rows(extra)
+        extra = query.new_zeros(batch, heads_kv, tokens, width) if extra is None else extra
     return key, extra
 
 
 def _scores_tangent(query, key, extra, query_t, key_t, extra_t, mask) -> Tensor | None:
-    by_query = None if query_t is None else Scores.apply(rows(query_t), key, extra, *mask)
+    by_query = None if query_t is None else Scores.apply(query_t, key, extra, *mask)
     if key_t is None and extra_t is None:
         return by_query
     pair = _pair(key_t, extra_t, query, key.shape[1], tokens(extra))
@@ -245,7 +243,7 @@ def _scores_tangent(query, key, extra, query_t, key_t, extra_t, mask) -> Tensor 
 
 
 def _average_tangent(scores, key, extra, scores_t, key_t, extra_t, mask) -> Tensor | None:
-    by_scores = None if scores_t is None else Average.apply(rows(scores_t), key, extra, *mask)
+    by_scores = None if scores_t is None else Average.apply(scores_t, key, extra, *mask)
     if key_t is None and extra_t is None:
         return by_scores
     pair = _pair(key_t, extra_t, key, key.shape[1], tokens(extra))
@@ -274,7 +272,6 @@ class Qk(Function):
         if grad is None:
             return None, None, None, None, *nothing
         query, key, extra, rpb = ctx.saved_tensors
-        grad = rows(grad)
         needs = ctx.needs_input_grad[:4]
         if _plain():
             return *_present(QK_BACKWARD(query, key, extra, rpb, grad, *ctx.mask, _wanted(needs)), needs), *nothing
@@ -319,7 +316,7 @@ def _save_backward_inputs(ctx, inputs, output):
 
 def _none_if_empty(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Outputs that were not wanted are empty, and so are their gradients."""
-    return [None if g is None or g.dim() == 1 else rows(g) for g in gradients]
+    return [None if g is None or g.dim() == 1 else g for g in gradients]
 
 
 def _pull_back(ctx, scores, query, key, extra, by_scores, by_query, by_key, by_token):

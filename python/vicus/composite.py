@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vicus import _ops_unfused
-from vicus._ops import logsumexp_dtype, rows
+from vicus._ops import logsumexp_dtype
 
 Ints = list[int] | tuple[int, ...]
 
 
 def _heads_first(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """`[B, *X, H, D]` as `[B, H, *X, D]`."""
-    return None if x is None else rows(x.to(dtype).movedim(-2, 1))
+    return None if x is None else x.to(dtype).movedim(-2, 1)
 
 
 def neighborhood(

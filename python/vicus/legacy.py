@@ -6,7 +6,8 @@ Layouts are those of `vicus.unfused`; rules on windows are those of the time.
 from torch import Tensor
 
 from vicus import _arguments
-from vicus.unfused import Axes, na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk
+from vicus.types import DimensionTypeOrDed
+from vicus.unfused import na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk
 
 __all__ = [
     "natten1dav",
@@ -21,7 +22,9 @@ __all__ = [
 ]
 
 
-def _rules(rank: int, x: Tensor, kernel_size: Axes, dilation: Axes | None) -> dict[str, Axes]:
+def _rules(
+    rank: int, x: Tensor, kernel_size: DimensionTypeOrDed, dilation: DimensionTypeOrDed | None
+) -> dict[str, DimensionTypeOrDed]:
     """Windows are odd, at least 3, and fit their axes."""
     windows, _, gaps, _ = _arguments.per_axis(rank, kernel_size, 1, dilation, strict=True)
     if any(w % 2 == 0 for w in windows):
@@ -31,7 +34,9 @@ def _rules(rank: int, x: Tensor, kernel_size: Axes, dilation: Axes | None) -> di
     return {"kernel_size": windows, "dilation": gaps}
 
 
-def natten1dqk(query: Tensor, key: Tensor, kernel_size: Axes, dilation: Axes | None = 1) -> Tensor:
+def natten1dqk(
+    query: Tensor, key: Tensor, kernel_size: DimensionTypeOrDed, dilation: DimensionTypeOrDed | None = 1
+) -> Tensor:
     """`na1d_qk` under the name it had up to 0.17, with the rules of that time.
 
     Args:
@@ -53,7 +58,11 @@ def natten1dqk(query: Tensor, key: Tensor, kernel_size: Axes, dilation: Axes | N
 
 
 def natten1dqkrpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Axes, dilation: Axes | None = 1
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed | None = 1,
 ) -> Tensor:
     """`na1d_qk` under the name it had up to 0.17, with the rules of that time.
 
@@ -76,7 +85,9 @@ def natten1dqkrpb(
     return na1d_qk(query, key, rpb=rpb, **_rules(1, query, kernel_size, dilation))
 
 
-def natten1dav(attn: Tensor, value: Tensor, kernel_size: Axes, dilation: Axes | None = 1) -> Tensor:
+def natten1dav(
+    attn: Tensor, value: Tensor, kernel_size: DimensionTypeOrDed, dilation: DimensionTypeOrDed | None = 1
+) -> Tensor:
     """`na1d_av` under the name it had up to 0.17, with the rules of that time.
 
     Args:
@@ -97,7 +108,9 @@ def natten1dav(attn: Tensor, value: Tensor, kernel_size: Axes, dilation: Axes | 
     return na1d_av(attn, value, **_rules(1, value, kernel_size, dilation))
 
 
-def natten2dqk(query: Tensor, key: Tensor, kernel_size: Axes, dilation: Axes | None = 1) -> Tensor:
+def natten2dqk(
+    query: Tensor, key: Tensor, kernel_size: DimensionTypeOrDed, dilation: DimensionTypeOrDed | None = 1
+) -> Tensor:
     """`na2d_qk` under the name it had up to 0.17, with the rules of that time.
 
     Args:
@@ -119,7 +132,11 @@ def natten2dqk(query: Tensor, key: Tensor, kernel_size: Axes, dilation: Axes | N
 
 
 def natten2dqkrpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Axes, dilation: Axes | None = 1
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed | None = 1,
 ) -> Tensor:
     """`na2d_qk` under the name it had up to 0.17, with the rules of that time.
 
@@ -142,7 +159,9 @@ def natten2dqkrpb(
     return na2d_qk(query, key, rpb=rpb, **_rules(2, query, kernel_size, dilation))
 
 
-def natten2dav(attn: Tensor, value: Tensor, kernel_size: Axes, dilation: Axes | None = 1) -> Tensor:
+def natten2dav(
+    attn: Tensor, value: Tensor, kernel_size: DimensionTypeOrDed, dilation: DimensionTypeOrDed | None = 1
+) -> Tensor:
     """`na2d_av` under the name it had up to 0.17, with the rules of that time.
 
     Args:
@@ -163,7 +182,9 @@ def natten2dav(attn: Tensor, value: Tensor, kernel_size: Axes, dilation: Axes | 
     return na2d_av(attn, value, **_rules(2, value, kernel_size, dilation))
 
 
-def _rules_3d(x: Tensor, sizes: tuple[Axes | None, ...], named: dict[str, Axes | None]) -> dict[str, Axes]:
+def _rules_3d(
+    x: Tensor, sizes: tuple[DimensionTypeOrDed | None, ...], named: dict[str, DimensionTypeOrDed | None]
+) -> dict[str, DimensionTypeOrDed]:
     """`_rules` of either form of sizes."""
     short = len(sizes) + len(named) <= 2
     names = ("kernel_size", "dilation") if short else ("kernel_size_d", "kernel_size", "dilation_d", "dilation")
@@ -182,8 +203,8 @@ def _rules_3d(x: Tensor, sizes: tuple[Axes | None, ...], named: dict[str, Axes |
 def natten3dqk(
     query: Tensor,
     key: Tensor,
-    *sizes: Axes | None,
-    **named: Axes | None,
+    *sizes: DimensionTypeOrDed | None,
+    **named: DimensionTypeOrDed | None,
 ) -> Tensor:
     """`na3d_qk` under the name it had up to 0.17, with the rules of that time.
 
@@ -211,8 +232,8 @@ def natten3dqkrpb(
     query: Tensor,
     key: Tensor,
     rpb: Tensor | None,
-    *sizes: Axes | None,
-    **named: Axes | None,
+    *sizes: DimensionTypeOrDed | None,
+    **named: DimensionTypeOrDed | None,
 ) -> Tensor:
     """`na3d_qk` under the name it had up to 0.17, with the rules of that time.
 
@@ -240,8 +261,8 @@ def natten3dqkrpb(
 def natten3dav(
     attn: Tensor,
     value: Tensor,
-    *sizes: Axes | None,
-    **named: Axes | None,
+    *sizes: DimensionTypeOrDed | None,
+    **named: DimensionTypeOrDed | None,
 ) -> Tensor:
     """`na3d_av` under the name it had up to 0.17, with the rules of that time.
 

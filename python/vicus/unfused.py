@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vicus import _arguments, _ops_unfused
-from vicus._ops import rows
+from vicus.types import CausalArgTypeOrDed, DimensionTypeOrDed
 
 __all__ = [
     "na1d_av",
@@ -25,12 +25,9 @@ __all__ = [
     "na3d_qk",
 ]
 
-Axes = int | tuple[int, ...] | list[int]
-CausalAxes = bool | tuple[bool, ...] | list[bool]
-
 
 def _prepared(rank: int, *named: tuple[str, Tensor | None]) -> list[Tensor | None]:
-    """Tensors of one kind and dtype, the last dimension contiguous, as the operators take them; they check shapes.
+    """Tensors of one kind and dtype, as the operators take them, which check shapes.
 
     The first two are required.
     """
@@ -44,7 +41,7 @@ def _prepared(rank: int, *named: tuple[str, Tensor | None]) -> list[Tensor | Non
             _arguments.check_kind(name_, tensors[i], tensors[0])
     if first.dim() != rank + 3:
         raise _arguments.wrong(f"{name}.shape", tuple(first.shape), f"[batch, heads, {rank} token axes, features]")
-    return [None if x is None else rows(x) for x in tensors]
+    return tensors
 
 
 def _qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb, stride) -> Tensor:
@@ -66,12 +63,12 @@ def _av(rank, attn, value, kernel_size, dilation, additional_values, is_causal, 
 def na1d_qk(
     query: Tensor,
     key: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_keys: Tensor | None = None,
-    is_causal: CausalAxes = False,
+    is_causal: CausalArgTypeOrDed = False,
     rpb: Tensor | None = None,
-    stride: Axes = 1,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Scores of sequences: query times key over each query's window, plus bias.
 
@@ -101,11 +98,11 @@ def na1d_qk(
 def na1d_av(
     attn: Tensor,
     value: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_values: Tensor | None = None,
-    is_causal: CausalAxes = False,
-    stride: Axes = 1,
+    is_causal: CausalArgTypeOrDed = False,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Average of values by the weights of each query's window: the half after `na1d_qk` and a softmax.
 
@@ -134,12 +131,12 @@ def na1d_av(
 def na2d_qk(
     query: Tensor,
     key: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_keys: Tensor | None = None,
-    is_causal: CausalAxes = False,
+    is_causal: CausalArgTypeOrDed = False,
     rpb: Tensor | None = None,
-    stride: Axes = 1,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Scores of images: query times key over each query's window, plus bias.
 
@@ -169,11 +166,11 @@ def na2d_qk(
 def na2d_av(
     attn: Tensor,
     value: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_values: Tensor | None = None,
-    is_causal: CausalAxes = False,
-    stride: Axes = 1,
+    is_causal: CausalArgTypeOrDed = False,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Average of values by the weights of each query's window: the half after `na2d_qk` and a softmax.
 
@@ -202,12 +199,12 @@ def na2d_av(
 def na3d_qk(
     query: Tensor,
     key: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_keys: Tensor | None = None,
-    is_causal: CausalAxes = False,
+    is_causal: CausalArgTypeOrDed = False,
     rpb: Tensor | None = None,
-    stride: Axes = 1,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Scores of videos or volumes: query times key over each query's window, plus bias.
 
@@ -237,11 +234,11 @@ def na3d_qk(
 def na3d_av(
     attn: Tensor,
     value: Tensor,
-    kernel_size: Axes,
-    dilation: Axes = 1,
+    kernel_size: DimensionTypeOrDed,
+    dilation: DimensionTypeOrDed = 1,
     additional_values: Tensor | None = None,
-    is_causal: CausalAxes = False,
-    stride: Axes = 1,
+    is_causal: CausalArgTypeOrDed = False,
+    stride: DimensionTypeOrDed = 1,
 ) -> Tensor:
     """Average of values by the weights of each query's window: the half after `na3d_qk` and a softmax.
 
