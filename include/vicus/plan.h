@@ -75,6 +75,7 @@ struct ForwardPlan {
   QueryTile tile;
   std::array<int, 3> stack{1, 1, 1};  ///< tiles per axis that share packed keys
   int stack_heads = 1;                ///< tiles along the heads of a group that share packed keys
+  bool rolling = false;               ///< packed keys are a ring of lines that moves with the tiles of a stack
   int pack_keys = 0;                  ///< most keys packed at once
   int chunk_keys = 0;                 ///< most keys between two softmax updates
   std::int64_t tasks = 0;             ///< independent units of work

@@ -49,9 +49,15 @@ Json to_json(const Work& work) {
 }
 
 Json to_json(const ForwardPlan& plan) {
-  return {{"tile", to_json(plan.tile)},          {"stack", plan.stack},           {"stack_heads", plan.stack_heads},
-          {"pack_keys", plan.pack_keys},         {"chunk_keys", plan.chunk_keys}, {"tasks", plan.tasks},
-          {"scratch_bytes", plan.scratch_bytes}, {"work", to_json(plan.work)}};
+  return {{"tile", to_json(plan.tile)},
+          {"stack", plan.stack},
+          {"stack_heads", plan.stack_heads},
+          {"rolling", plan.rolling},
+          {"pack_keys", plan.pack_keys},
+          {"chunk_keys", plan.chunk_keys},
+          {"tasks", plan.tasks},
+          {"scratch_bytes", plan.scratch_bytes},
+          {"work", to_json(plan.work)}};
 }
 
 Json to_json(const BackwardPlan& plan) {

@@ -186,9 +186,9 @@ std::string describe(const Plan& plan) {
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=
-      format("forward  query tile %s of %d heads in %d rows, stack %s of %d head tiles, %d keys packed, %d a step\n",
-             extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows, extent_text(f.stack, rank).c_str(),
-             f.stack_heads, f.pack_keys, f.chunk_keys);
+      format("forward  query tile %s of %d heads in %d rows, %s %s of %d head tiles, %d keys packed, %d a step\n",
+             extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows, f.rolling ? "rolling stack" : "stack",
+             extent_text(f.stack, rank).c_str(), f.stack_heads, f.pack_keys, f.chunk_keys);
   text += format("         work ratio %.3f, %lld tasks, %.3f MiB scratch a thread\n", f.work.ratio(),
                  static_cast<long long>(f.tasks), static_cast<double>(f.scratch_bytes) / 1048576.0);
   const BackwardPlan& b = plan.backward;

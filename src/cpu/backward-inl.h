@@ -60,7 +60,9 @@ class BackwardTask {
         base_(scratch),
         group_(static_cast<int>(p_.heads / p_.heads_kv)),
         head_tiles_(geometry::ceil_div(group_, plan_.tile.heads)),
-        scale_(static_cast<T>(p_.effective_scale())) {
+        scale_(static_cast<T>(p_.effective_scale())),
+        additional_masks_(reinterpret_cast<std::uint64_t*>(scratch + c_.layout.masks)),
+        masks_(additional_masks_, reinterpret_cast<std::uint64_t*>(scratch + c_.layout.axis_masks)) {
     const BackwardLayout& l = c_.layout;
     const std::size_t kv = l.capacity * kBlock;
     const int d = static_cast<int>(p_.head_dim), dv = static_cast<int>(p_.head_dim_v);
@@ -78,8 +80,6 @@ class BackwardTask {
     grad_scores_ = at(l.grad_scores);
     bias_ = at(l.bias);
     transpose_ = at(l.transpose);
-    masks_ = reinterpret_cast<std::uint64_t*>(base_ + l.masks);
-    axis_masks_ = reinterpret_cast<std::uint64_t*>(base_ + l.axis_masks);
     runs_ = reinterpret_cast<Run*>(base_ + l.runs);
   }
 
@@ -348,19 +348,19 @@ class BackwardTask {
     Visit v;
     v.sub = additional_ ? block_ : geometry::intersect(geometry::hull(cell_.grid, tile.box), block_);
     if (v.sub.empty()) return;
-    const LaneMasks lanes(tile);
-    const bool finite = load_queries(tile, lanes.active) && finite_keys_ && finite_values_;
+    const bool finite = load_queries(tile) && finite_keys_ && finite_values_;
     const bool biased = !additional_ && (p_.rpb || p_.attn_bias);
     v.run_count = make_runs(block_, v.sub, runs_);
     v.runs = runs_;
     v.masked = !finite || (!additional_ && (p_.attn_bias || !geometry::core(cell_.grid, tile.box).contains(v.sub)));
     if (v.masked || biased) {
       if (additional_) {
-        std::fill_n(masks_, static_cast<std::size_t>(v.sub.volume()), lanes.active);
+        v.masks = additional_masks_;
+        std::fill_n(v.masks, static_cast<std::size_t>(v.sub.volume()), LaneMasks(tile).active);
       } else {
-        make_masks(cell_.grid, tile, lanes, v.sub, axis_masks_, masks_);
+        v.masks = masks_.of(cell_.grid, tile, v.sub);
       }
-      v.masks = masks_;
+      if (additional_ || p_.attn_bias) masks_.forget();  // written here, or bits cleared by attn_bias
     }
     for_each_chunk(v, plan_.chunk_keys, [&](const Run* runs, int count, int first, int keys) HWY_ATTR {
       rows_dot_lanes<T, kRows>(keys_, runs, count, query_, scores_);
@@ -409,12 +409,12 @@ class BackwardTask {
 
   // Query rows and lanes, dO rows and lanes, lse and delta of a tile. Absent lanes get lse = +inf: weight 0. Returns
   // whether query and dO were finite.
-  bool load_queries(const Tile& tile, std::uint64_t active) {
+  bool load_queries(const Tile& tile) {
     const hn::ScalableTag<T> d;
-    finite_query_ = load_tile(c_.in.query, row_map(c_.in.query, p_, cell_, cell_.first_query), tile, active, kRows,
-                              query_rows_, scale_ * kLog2E<T>, query_, transpose_);
+    finite_query_ = load_tile(c_.in.query, row_map(c_.in.query, p_, cell_, cell_.first_query), tile, kRows, query_rows_,
+                              scale_ * kLog2E<T>, query_, transpose_);
     finite_grad_out_ = load_tile(c_.grads.grad_output, row_map(c_.grads.grad_output, p_, cell_, cell_.first_query),
-                                 tile, active, kRows, grad_out_rows_, T{1}, grad_out_, transpose_);
+                                 tile, kRows, grad_out_rows_, T{1}, grad_out_, transpose_);
     for (int r = 0; r < kRows; ++r) {
       lse_[r] = kInfinity<T>;
       delta_[r] = 0;
@@ -483,7 +483,8 @@ class BackwardTask {
   T scale_;
   Panel<T> keys_, values_, grad_keys_, grad_values_, query_rows_, grad_out_rows_;
   T *query_, *grad_out_, *lse_, *delta_, *scores_, *grad_scores_, *bias_, *transpose_;
-  std::uint64_t *masks_, *axis_masks_;
+  std::uint64_t* additional_masks_;  // the same place as masks_
+  Masks masks_;
   Run* runs_;
 
   std::int64_t kv_head_ = 0;

@@ -2,8 +2,10 @@
 // target.
 //
 // Per tile, queries in lanes: Qt [D][rows] (times scale * log2 e), Ot [Dv][rows], running maximum and sum. Keys and values
-// of a box are packed once for the stack; each tile takes the keys of its own hull out of the box, chunk by chunk:
-// scores, mask and bias, online softmax (Milakov and Gimelshein 2018), Ot = Ot * factor + V P.
+// are packed once for the stack; each tile takes the keys of its own hull out of what is packed, chunk by chunk: scores,
+// mask and bias, online softmax (Milakov and Gimelshein 2018), Ot = Ot * factor + V P. What is packed is
+//   box after box of all keys that the stack sees, for all tiles (`sweep`: wide windows), or
+//   a ring of lines of keys that moves with the tiles (`roll`: windows whose hull of a tile fits into scratch memory).
 #if defined(VICUS_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VICUS_CPU_FORWARD_INL_H_
 #undef VICUS_CPU_FORWARD_INL_H_
@@ -71,13 +73,13 @@ struct ForwardScratch {
         bias(at(base, c.layout.bias)),
         factor(at(base, c.layout.factor)),
         transpose(at(base, c.layout.transpose)),
-        masks(reinterpret_cast<std::uint64_t*>(base + c.layout.masks)),
-        axis_masks(reinterpret_cast<std::uint64_t*>(base + c.layout.axis_masks)),
+        masks(reinterpret_cast<std::uint64_t*>(base + c.layout.masks),
+              reinterpret_cast<std::uint64_t*>(base + c.layout.axis_masks)),
         runs(reinterpret_cast<Run*>(base + c.layout.runs)) {}
   static T* at(std::byte* base, std::size_t offset) { return reinterpret_cast<T*>(base + offset); }
 
   T *keys, *values, *scores, *bias, *factor, *transpose;
-  std::uint64_t *masks, *axis_masks;
+  Masks masks;
   Run* runs;
 };
 
@@ -99,32 +101,68 @@ class ForwardTask {
   void run(std::int64_t task) {
     const Cell cell = select(task);
     if (tiles_ == 0) return;
-    Box hull = {};
-    const RowMap query_map = row_map(c_.in.query, p_, cell, cell.first_query);
-    fetch_tile(c_.in.query, query_map, states_[0].tile, p_.head_dim);
-    for (int t = 0; t < tiles_; ++t) {
-      if (t + 1 < tiles_) fetch_tile(c_.in.query, query_map, states_[t + 1].tile, p_.head_dim);
-      begin_tile(cell, query_map, states_[t]);
-      hull = t == 0 ? states_[t].hull : join(hull, states_[t].hull);
+    query_map_ = row_map(c_.in.query, p_, cell, cell.first_query);
+    key_map_ = row_map(c_.in.key, p_, cell, cell.first_key);
+    value_map_ = row_map(c_.in.value, p_, cell, cell.first_key);
+    output_map_ = row_map(c_.output, p_, cell, cell.first_query);
+    if (c_.logsumexp) logsumexp_map_ = row_map(c_.logsumexp, p_, cell, cell.first_query);
+    Box queries;
+    for (int a = 0; a < geometry::kRank; ++a) {
+      const int extent = plan_.tile.extent[static_cast<std::size_t>(a)], all = cell.grid.axis[a].queries;
+      queries.axis[a] = {geometry::tile_span(tile_box_.axis[a].begin, extent, all).begin,
+                         geometry::tile_span(tile_box_.axis[a].end - 1, extent, all).end};
     }
-    const RowMap key_map = row_map(c_.in.key, p_, cell, cell.first_key);
-    const RowMap value_map = row_map(c_.in.value, p_, cell, cell.first_key);
-    for_each_box(hull, pack_extent(hull, plan_.pack_keys), [&](const Box& box) HWY_ATTR {
-      pack(c_.in.key, key_map, box, kv_head_, keys_);
-      const bool finite = pack(c_.in.value, value_map, box, kv_head_, values_);
-      for (int t = 0; t < tiles_; ++t) visit(cell, states_[t], box, finite);
-    });
-    if (p_.additional_tokens > 0) additional(cell);
-    for (int t = 0; t < tiles_; ++t) end_tile(cell, states_[t]);
+    const Box hull = geometry::hull(cell.grid, queries);
+    if (plan_.rolling) {
+      roll(cell, hull);
+    } else {
+      sweep(cell, hull);
+    }
   }
 
  private:
-  static Box join(const Box& a, const Box& b) {
-    Box out;
-    for (int i = 0; i < geometry::kRank; ++i) {
-      out.axis[i] = {geometry::lo(a.axis[i].begin, b.axis[i].begin), geometry::hi(a.axis[i].end, b.axis[i].end)};
+  void sweep(const Cell& cell, const Box& hull) {
+    for (int t = 0; t < tiles_; ++t) states_[t].tile = tile_of(cell, t);
+    fetch_tile(c_.in.query, query_map_, states_[0].tile, p_.head_dim);
+    for (int t = 0; t < tiles_; ++t) {
+      if (t + 1 < tiles_) fetch_tile(c_.in.query, query_map_, states_[t + 1].tile, p_.head_dim);
+      begin_tile(cell, states_[t]);
     }
-    return out;
+    for_each_box(hull, pack_extent(hull, plan_.pack_keys), [&](const Box& box) HWY_ATTR {
+      pack(c_.in.key, key_map_, box, kv_head_, keys_);
+      finite_ = pack(c_.in.value, value_map_, box, kv_head_, values_);
+      for (int t = 0; t < tiles_; ++t) visit(cell, states_[t], box);
+    });
+    if (p_.additional_tokens > 0) additional(cell);
+    for (int t = 0; t < tiles_; ++t) end_tile(states_[t]);
+  }
+
+  // A line is what `hull` holds at one position of its first axis longer than 1. Tiles come in row-major order, so the
+  // lines they need only ever move forward.
+  void roll(const Cell& cell, const Box& hull) {
+    int axis = 0;
+    while (axis < geometry::kRank - 1 && hull.axis[axis].size() == 1) ++axis;
+    int line = 1;
+    for (int a = axis + 1; a < geometry::kRank; ++a) line *= hull.axis[a].size();
+    ring_ = plan_.pack_keys / line * line;
+    finite_ = true;
+    const int origin = hull.axis[axis].begin;
+    int packed = origin;  // lines before are packed
+    TileState<T>& s = states_[0];
+    for (int t = 0; t < tiles_; ++t) {
+      s.tile = tile_of(cell, t);
+      begin_tile(cell, s);
+      while (packed < s.hull.axis[axis].end) {  // up to the end of the ring, then from its start
+        const int row = (packed - origin) * line % ring_;
+        Box lines = hull;
+        lines.axis[axis] = {packed, geometry::lo(packed + (ring_ - row) / line, s.hull.axis[axis].end)};
+        pack(c_.in.key, key_map_, lines, kv_head_, keys_, row);
+        finite_ = pack(c_.in.value, value_map_, lines, kv_head_, values_, row) && finite_;
+        packed = lines.axis[axis].end;
+      }
+      visit(cell, s, hull);
+      end_tile(s);
+    }
   }
 
   // Cell and tiles of a task.
@@ -133,46 +171,42 @@ class ForwardTask {
     kv_head_ = task % p_.heads_kv;
     task /= p_.heads_kv;
     const int head_block = static_cast<int>(task % c_.head_blocks);
+    head_tiles_ = geometry::tile_span(head_block, plan_.stack_heads, c_.head_tiles);
     const CellTasks::Place place = c_.blocks.locate(task / c_.head_blocks);
     const Cell cell = c_.domain.cell(place.cell);
-    Position tile_count{}, at{};
     std::int64_t count = 1;
-    for (int a = 0; a < geometry::kRank; ++a) {
-      tile_count[static_cast<std::size_t>(a)] = c_.tile_count(cell, a);
-      count *= c_.block_count(cell, a);
-    }
+    for (int a = 0; a < geometry::kRank; ++a) count *= c_.block_count(cell, a);
     if (place.local >= count) return cell;
     // From the last block to the first: with a causal mask the longest work starts first.
     std::int64_t block = count - 1 - place.local;
+    tiles_ = head_tiles_.size();
     for (int a = geometry::kRank; a-- > 0;) {
-      at[static_cast<std::size_t>(a)] = static_cast<int>(block % c_.block_count(cell, a));
+      const int at = static_cast<int>(block % c_.block_count(cell, a));
       block /= c_.block_count(cell, a);
-    }
-    for (int h = head_block * plan_.stack_heads; h < geometry::lo((head_block + 1) * plan_.stack_heads, c_.head_tiles);
-         ++h) {
-      const Box tiles = {
-          {block_tiles(0, at, tile_count), block_tiles(1, at, tile_count), block_tiles(2, at, tile_count)}};
-      for_each_box(tiles, {1, 1, 1}, [&](const Box& one) {
-        Tile tile;
-        tile.extent = plan_.tile.extent;
-        tile.head = static_cast<int>(kv_head_) * group_ + h * plan_.tile.heads;
-        tile.heads = geometry::lo(plan_.tile.heads, group_ - h * plan_.tile.heads);
-        for (int a = 0; a < 3; ++a) {
-          tile.box.axis[a] = geometry::tile_span(one.axis[a].begin, tile.extent[static_cast<std::size_t>(a)],
-                                                 cell.grid.axis[a].queries);
-        }
-        states_[tiles_++].tile = tile;
-      });
+      tile_box_.axis[a] = geometry::tile_span(at, plan_.stack[static_cast<std::size_t>(a)], c_.tile_count(cell, a));
+      tiles_ *= tile_box_.axis[a].size();
     }
     return cell;
   }
 
-  Span block_tiles(int a, const Position& at, const Position& tile_count) const {
-    const auto n = static_cast<std::size_t>(a);
-    return geometry::tile_span(at[n], plan_.stack[n], tile_count[n]);
+  // Tile number `index` of the task: row-major over its box, the tiles of its heads innermost.
+  Tile tile_of(const Cell& cell, int index) const {
+    Tile tile;
+    tile.extent = plan_.tile.extent;
+    const int h = head_tiles_.begin + index % head_tiles_.size();
+    index /= head_tiles_.size();
+    tile.head = static_cast<int>(kv_head_) * group_ + h * plan_.tile.heads;
+    tile.heads = geometry::lo(plan_.tile.heads, group_ - h * plan_.tile.heads);
+    for (int a = geometry::kRank; a-- > 0;) {
+      const int size = tile_box_.axis[a].size();
+      tile.box.axis[a] = geometry::tile_span(tile_box_.axis[a].begin + index % size,
+                                             tile.extent[static_cast<std::size_t>(a)], cell.grid.axis[a].queries);
+      index /= size;
+    }
+    return tile;
   }
 
-  void begin_tile(const Cell& cell, const RowMap& query_map, TileState<T>& s) {
+  void begin_tile(const Cell& cell, TileState<T>& s) {
     const auto t = static_cast<std::size_t>(&s - states_);
     const ForwardLayout& l = c_.layout;
     s.query = ForwardScratch<T>::at(base_, l.query + t * l.query_step);
@@ -186,27 +220,26 @@ class ForwardTask {
       s.top[r] = -kInfinity<T>;
       s.sum[r] = 0;
     }
-    const LaneMasks lanes(s.tile);
     // The score buffer is free now and holds a piece of rows.
     const Panel<T> piece = {s_.scores, static_cast<int>(p_.head_dim), kBlock, 0};
-    load_tile(c_.in.query, query_map, s.tile, lanes.active, kRows, piece,
-              static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query, s_.transpose);
+    load_tile(c_.in.query, query_map_, s.tile, kRows, piece, static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query,
+              s_.transpose);
   }
 
-  void visit(const Cell& cell, TileState<T>& s, const Box& packed, bool finite) {
+  void visit(const Cell& cell, TileState<T>& s, const Box& packed) {
     Visit v;
     v.sub = geometry::intersect(s.hull, packed);
     if (v.sub.empty()) return;
     v.masked = !s.core.contains(v.sub);
-    v.run_count = make_runs(packed, v.sub, s_.runs);
+    v.run_count = make_runs(packed, v.sub, s_.runs, ring_);
     v.runs = s_.runs;
-    const bool need_masks = v.masked || !finite || p_.rpb || p_.attn_bias;
-    if (need_masks) {
-      make_masks(cell.grid, s.tile, LaneMasks(s.tile), v.sub, s_.axis_masks, s_.masks);
-      v.masks = s_.masks;
+    const bool need_masks = v.masked || !finite_ || p_.rpb || p_.attn_bias;
+    if (need_masks) v.masks = s_.masks.of(cell.grid, s.tile, v.sub);
+    if (p_.attn_bias) {  // clears bits of the masks
+      v.masked = true;
+      s_.masks.forget();
     }
-    if (p_.attn_bias) v.masked = true;
-    attend(cell, s, v, finite, p_.rpb || p_.attn_bias);
+    attend(cell, s, v, finite_, p_.rpb || p_.attn_bias);
   }
 
   void additional(const Cell& cell) {
@@ -256,11 +289,10 @@ class ForwardTask {
     }
   }
 
-  void end_tile(const Cell& cell, TileState<T>& s) {
+  void end_tile(TileState<T>& s) {
     for (int r = 0; r < kRows; ++r) s_.factor[r] = s.sum[r] == 0 ? T{0} : T{1} / s.sum[r];
     if (s.fresh) std::fill_n(s.out, static_cast<std::size_t>(values_.width) * kRows, T{0});
-    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, row_map(c_.output, p_, cell, cell.first_query),
-               s.tile, s_.scores, s_.transpose);
+    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, output_map_, s.tile, s_.scores, s_.transpose);
     if (!c_.logsumexp) return;
     const hn::ScalableTag<T> d;
     for (std::size_t r = 0; r < kRows; r += kLanes<T>) {
@@ -270,9 +302,9 @@ class ForwardTask {
       const auto seen = hn::IfThenElse(hn::IsNaN(sum), sum, lse);  // Highway's Log takes no NaN
       hn::StoreU(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), none, seen), d, s.top + r);
     }
-    const RowMap map = row_map(c_.logsumexp, p_, cell, cell.first_query);
     s.tile.for_each_lane([&](int lane, int head, const Position& q) {
-      store_element(c_.logsumexp.data(), c_.logsumexp.dtype(), map.row(q, head), static_cast<double>(s.top[lane]));
+      store_element(c_.logsumexp.data(), c_.logsumexp.dtype(), logsumexp_map_.row(q, head),
+                    static_cast<double>(s.top[lane]));
     });
   }
 
@@ -282,10 +314,15 @@ class ForwardTask {
   std::byte* base_;
   ForwardScratch<T> s_;
   int group_;
+  RowMap query_map_, key_map_, value_map_, output_map_, logsumexp_map_;
   std::int64_t kv_head_ = 0;
-  Panel<T> keys_, values_;
-  TileState<T> states_[kMaxStack];
+  Span head_tiles_{};  // of the task, among the tiles of the group's heads
+  Box tile_box_{};     // of the task, in tiles
   int tiles_ = 0;
+  Panel<T> keys_, values_;
+  int ring_ = std::numeric_limits<int>::max();
+  bool finite_ = true;  // all values packed so far
+  TileState<T> states_[kMaxStack];
 };
 
 template <class T>

@@ -13,8 +13,11 @@ ForwardLayout::ForwardLayout(const Problem& p, const ForwardPlan& plan) {
   const auto chunk = static_cast<std::size_t>(plan.chunk_keys);
   const auto d = static_cast<std::size_t>(p.head_dim);
   const auto dv = static_cast<std::size_t>(p.head_dim_v);
-  const std::size_t tiles = static_cast<std::size_t>(plan.stack_heads) * static_cast<std::size_t>(plan.stack[0]) *
-                            static_cast<std::size_t>(plan.stack[1]) * static_cast<std::size_t>(plan.stack[2]);
+  std::size_t tiles = 1;  // a rolling stack works on one after the other
+  if (!plan.rolling) {
+    tiles = static_cast<std::size_t>(plan.stack_heads);
+    for (const int n : plan.stack) tiles *= static_cast<std::size_t>(n);
+  }
   const bool biased = p.rpb || p.attn_bias;
   Carver carver;
   value_width = round_up(dv, kPad);

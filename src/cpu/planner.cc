@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <limits>
 #include <map>
 #include <vector>
 
 #include "core/domain.h"
 #include "core/families.h"
-#include "cpu/backward.h"
+#include "cpu/layout.h"
+#include "cpu/planner_parts.h"
 #include "cpu/tiles.h"
 #include "vicus/error.h"
 
@@ -19,16 +18,6 @@ namespace vicus::cpu {
 namespace {
 
 constexpr std::array kRowCounts = {16, 32, 64};
-/// Bytes of packed keys and values of one box: half of a small L2 cache.
-constexpr std::size_t kPackBytes = 192 << 10;
-/// Bytes of queries and sums of a stack of tiles: the other half.
-constexpr std::size_t kStateBytes = 512 << 10;
-/// Bytes of one chunk of scores.
-constexpr int kChunkBytes = 16 << 10;
-/// Bytes of packed keys, values and their gradients of one key block.
-constexpr std::size_t kBlockBytes = 512 << 10;
-/// Bytes of dQ sums of one segment: with the rest of the scratch it stays below 4 MiB for common sizes.
-constexpr double kSegmentBytes = 3.2 * (1 << 20);
 constexpr std::size_t kMaxCandidates = 12;
 
 struct Cost {
@@ -102,18 +91,6 @@ geometry::Grid largest(const std::vector<Family>& list) {
   return grid;
 }
 
-/// Keys that `extent` queries in the middle of an axis see.
-double middle_hull(const geometry::Axis& axis, int extent) {
-  const int begin = std::max((axis.queries - extent) / 2, 0);
-  return std::max(geometry::hull(axis, {begin, geometry::lo(begin + extent, axis.queries)}).size(), 1);
-}
-
-struct Scored {
-  QueryTile tile;
-  double pairs = 0;  ///< padded, all heads
-  double cost = 0;
-};
-
 int tile_heads(int rows, int positions, int group) { return std::clamp(rows / positions, 1, group); }
 
 Scored score(const Problem& p, AxisSums& sums, const QueryTile& tile, const geometry::Grid& grid) {
@@ -184,209 +161,16 @@ std::vector<Scored> search(const Problem& p, const PlanOptions& options, const g
   return found;
 }
 
+}  // namespace
+
+double middle_hull(const geometry::Axis& axis, int extent) {
+  const int begin = std::max((axis.queries - extent) / 2, 0);
+  return std::max(geometry::hull(axis, {begin, geometry::lo(begin + extent, axis.queries)}).size(), 1);
+}
+
 int packed_keys(std::size_t bytes_per_key, std::size_t budget, int chunk) {
   return std::max(static_cast<int>(std::min<std::size_t>(budget / bytes_per_key, 1024)), chunk);
 }
-
-void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& list, const geometry::Grid& grid,
-                  std::int64_t cells) {
-  const Problem& p = plan.problem;
-  const int group = static_cast<int>(p.heads / p.heads_kv);
-  const std::size_t element = element_bytes(p.dtype);
-  ForwardPlan& f = plan.forward;
-  f.tile = best.tile;
-  f.chunk_keys = std::max(kChunkBytes / (f.tile.rows * static_cast<int>(element)), 64);
-  f.pack_keys = packed_keys(
-      (static_cast<std::size_t>(blocks(p.head_dim)) * kBlock + round_up(static_cast<std::size_t>(p.head_dim_v), kPad)) *
-          element,
-      kPackBytes, f.chunk_keys);
-  // Stacks share packed keys: first the heads of a group, whose keys are the same, then neighbours on the axis where that
-  // adds fewest keys. They grow while there are tasks enough for the threads to share.
-  const int head_tiles = geometry::ceil_div(group, f.tile.heads);
-  Position tiles{};
-  for (std::size_t a = 0; a < 3; ++a) tiles[a] = geometry::ceil_div(grid.axis[a].queries, f.tile.extent[a]);
-  const auto tasks = [&] {
-    std::int64_t n = cells * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
-    for (std::size_t a = 0; a < 3; ++a) n *= geometry::ceil_div(tiles[a], f.stack[a]);
-    return n;
-  };
-  const std::int64_t enough = plan.threads > 1 ? std::int64_t{8} * plan.threads : 1;
-  const std::size_t state_bytes =
-      (round_up(static_cast<std::size_t>(p.head_dim), 4) + round_up(static_cast<std::size_t>(p.head_dim_v), 4)) *
-      static_cast<std::size_t>(f.tile.rows) * element;
-  const int most = std::min({kMaxStack, 512 / f.tile.rows, static_cast<int>(kStateBytes / state_bytes)});
-  for (int stacked = 1; 2 * stacked <= most && tasks() / 2 >= enough; stacked *= 2) {
-    if (f.stack_heads < head_tiles) {
-      f.stack_heads *= 2;
-      continue;
-    }
-    int grow = -1;
-    double least = 0;
-    for (int a = 0; a < geometry::kRank; ++a) {
-      const auto n = static_cast<std::size_t>(a);
-      if (f.stack[n] >= tiles[n]) continue;
-      const double now = middle_hull(grid.axis[a], f.stack[n] * f.tile.extent[n]);
-      const double growth = middle_hull(grid.axis[a], 2 * f.stack[n] * f.tile.extent[n]) / now;
-      if (grow < 0 || growth < least) {
-        grow = a;
-        least = growth;
-      }
-    }
-    if (grow < 0) break;
-    f.stack[static_cast<std::size_t>(grow)] *= 2;
-  }
-  double blocks = 0;
-  for (const Family& family : list) {
-    blocks += family.sum([&](int a, const geometry::Axis& axis) {
-      const auto n = static_cast<std::size_t>(a);
-      return static_cast<double>(geometry::ceil_div(geometry::ceil_div(axis.queries, f.tile.extent[n]), f.stack[n]));
-    });
-  }
-  f.tasks = static_cast<std::int64_t>(blocks) * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
-  f.scratch_bytes = ForwardLayout(p, f).bytes;
-  f.work = {plan.mask_pairs, best.pairs};
-}
-
-/// Extents of key blocks: grown on the axis where a tile's hull spans most blocks, so that few blocks are visited.
-Position block_extent(const geometry::Grid& grid, const QueryTile& tile, int most) {
-  Position e{1, 1, 1};
-  std::array<double, 3> hull{};
-  for (std::size_t a = 0; a < 3; ++a) {
-    hull[a] = middle_hull(grid.axis[a], tile.extent[a]);
-  }
-  for (;;) {
-    int grow = -1;
-    for (int a = 0; a < 3; ++a) {
-      const auto n = static_cast<std::size_t>(a);
-      const int next = std::min(2 * e[n], std::max(grid.axis[a].keys, 1));
-      if (next == e[n] || e[0] * e[1] * e[2] / e[n] * next > most) continue;
-      if (grow < 0 || hull[n] / e[n] > hull[static_cast<std::size_t>(grow)] / e[static_cast<std::size_t>(grow)])
-        grow = a;
-    }
-    if (grow < 0) break;
-    int& g = e[static_cast<std::size_t>(grow)];
-    g = std::min(2 * g, grid.axis[grow].keys);
-  }
-  for (std::size_t a = 0; a < 3; ++a) e[a] = even_extent(std::max(grid.axis[a].keys, 1), e[a]);
-  return e;
-}
-
-/// Key blocks of one axis whose queries lie in one segment: how many, and their share of the pairs.
-struct Interior {
-  double blocks = 0, all_blocks = 0, pairs = 0, all_pairs = 0;
-};
-Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries) {
-  Interior n;
-  for (int k = 0; k < axis.keys; k += kv_block) {
-    const Span block = {k, geometry::lo(k + kv_block, axis.keys)};
-    const Span seen_by = geometry::queries_of(axis, block);
-    const double pairs = static_cast<double>(block.size()) * seen_by.size();
-    const bool inside = in_one_segment(seen_by, segment_queries);
-    n.all_blocks += 1;
-    n.all_pairs += pairs;
-    n.blocks += inside ? 1 : 0;
-    n.pairs += inside ? pairs : 0;
-  }
-  return n;
-}
-
-/// Share of pairs in key blocks that lie inside one segment, for the largest cell.
-double interior_share(const geometry::Grid& grid, const BackwardPlan& b, int head_tiles) {
-  double share = b.segment_heads < head_tiles ? 0 : 1;
-  for (std::size_t a = 0; a < 3; ++a) {
-    const Interior n = interior(grid.axis[a], b.kv_block[a], b.segment[a] * b.tile.extent[a]);
-    share *= n.all_pairs > 0 ? n.pairs / n.all_pairs : 1;
-  }
-  return share;
-}
-
-/// Segments: the cut with the least time of all threads, 3 products per pair for dQ, 2 more inside, 4 more outside.
-void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& grid, std::int64_t cells) {
-  const Problem& p = plan.problem;
-  Position tiles{};
-  for (std::size_t a = 0; a < 3; ++a)
-    tiles[a] = std::max(geometry::ceil_div(grid.axis[a].queries, b.tile.extent[a]), 1);
-  const double tile_bytes = static_cast<double>(round_up(static_cast<std::size_t>(p.head_dim), 4) *
-                                                static_cast<std::size_t>(b.tile.rows) * element_bytes(p.dtype));
-  double best = std::numeric_limits<double>::infinity();
-  const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), b.tile.heads);
-  BackwardPlan trial = b;
-  trial.segment_heads = b.segment_heads = head_tiles;
-  Position chosen = {1, 1, 1};
-  // Cut the outermost axis first; an inner one only when single layers of the outer one are still too much.
-  std::vector<Position> cuts;
-  for (std::size_t a = 0; a < 3; ++a) {
-    Position cut = tiles;
-    for (std::size_t outer = 0; outer < a; ++outer) cut[outer] = 1;
-    for (int pieces = 1; pieces <= tiles[a]; pieces = pieces < 4 ? pieces + 1 : pieces + pieces / 2) {
-      cut[a] = geometry::ceil_div(tiles[a], pieces);
-      cuts.push_back(cut);
-    }
-    cut[a] = 1;
-    cuts.push_back(cut);
-  }
-  bool any_fits = false;
-  for (const Position& cut : cuts) {
-    trial.segment = cut;
-    const double bytes = static_cast<double>(segment_tile_count(trial)) * tile_bytes;
-    const bool fits = bytes <= kSegmentBytes;
-    if (any_fits && !fits) continue;
-    double tasks = static_cast<double>(cells * p.heads_kv);
-    for (std::size_t a = 0; a < 3; ++a) tasks *= geometry::ceil_div(tiles[a], cut[a]);
-    const double rounds = std::ceil(tasks / plan.threads) * plan.threads / tasks;
-    const double share = interior_share(grid, trial, head_tiles);
-    const double cost = (3 + 2 * share) * rounds + 4 * (1 - share);
-    const double measure = fits ? cost : bytes * 1e3;  // nothing fits: the smallest
-    if (measure < best || (fits && !any_fits)) {
-      best = measure;
-      chosen = cut;
-    }
-    any_fits = any_fits || fits;
-  }
-  b.segment = chosen;
-  // One tile of very many heads may still be too much: then the group is cut, and every key block is a border block.
-  if (!any_fits) b.segment_heads = std::max(static_cast<int>(kSegmentBytes / (best * 1e-3 / head_tiles)), 1);
-}
-
-void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& list, const geometry::Grid& grid,
-                   std::int64_t cells) {
-  const Problem& p = plan.problem;
-  const std::size_t element = element_bytes(p.dtype);
-  BackwardPlan& b = plan.backward;
-  b.tile = best.tile;
-  b.chunk_keys = std::max(kChunkBytes / 2 / (b.tile.rows * static_cast<int>(element)), 64);
-  const auto width = static_cast<std::size_t>(blocks(p.head_dim) + blocks(p.head_dim_v)) * kBlock;
-  const int most = packed_keys(2 * width * element, kBlockBytes, 64);
-  b.kv_block = block_extent(grid, b.tile, std::min(most, 512));
-  choose_segments(plan, b, grid, cells);
-  double segments = 0, blocks_in = 0, blocks_all = 0;
-  for (const Family& family : list) {
-    segments += family.sum([&](int a, const geometry::Axis& axis) {
-      const auto n = static_cast<std::size_t>(a);
-      return static_cast<double>(geometry::ceil_div(geometry::ceil_div(axis.queries, b.tile.extent[n]), b.segment[n]));
-    });
-    const auto count = [&](bool inside) {
-      return family.sum([&](int a, const geometry::Axis& axis) {
-        const auto n = static_cast<std::size_t>(a);
-        const Interior i = interior(axis, b.kv_block[n], b.segment[n] * b.tile.extent[n]);
-        return inside ? i.blocks : i.all_blocks;
-      });
-    };
-    blocks_in += count(true);
-    blocks_all += count(false);
-  }
-  const auto heads_kv = static_cast<double>(p.heads_kv);
-  const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), b.tile.heads);
-  const int head_pieces = geometry::ceil_div(head_tiles, b.segment_heads);
-  if (head_pieces > 1) blocks_in = 0;
-  b.segments = static_cast<std::int64_t>(segments * heads_kv * head_pieces);
-  b.border_blocks = static_cast<std::int64_t>((blocks_all - blocks_in) * heads_kv);
-  b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
-  const double share = list.empty() ? 1 : interior_share(grid, b, head_tiles);
-  b.work = {plan.mask_pairs, best.pairs * (1 + 0.4 * (1 - share))};
-}
-
-}  // namespace
 
 void plan_problem(Plan& plan, const PlanOptions& options) {
   const Problem& p = plan.problem;

@@ -9,7 +9,9 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/numbers.h"
 #include "cpu/gemm-inl.h"
@@ -169,18 +171,15 @@ HWY_INLINE void load_panel_row(const In* src, const Panel<T>& panel, int row, Fi
 // first would lose them again (2-D window 7, 8 heads: 8.5 ms without, 6.6 ms into the first, 5.7 ms into the second).
 inline constexpr int kFetchAhead = 24;
 
-template <class In>
-HWY_INLINE void fetch_row(const In* row, int width) {
-  const auto* bytes = reinterpret_cast<const char*>(row);
-  for (std::size_t i = 0; i < static_cast<std::size_t>(width) * sizeof(In); i += 64)
-    __builtin_prefetch(bytes + i, 0, 2);
+HWY_INLINE void fetch_row(const void* row, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const std::byte*>(row) + i, 0, 2);
 }
 
-// Rows of `box` into the panel, row-major. Returns whether all values were finite.
+// Rows of `box` into the panel from row `row`, row-major. Returns whether all values were finite.
 template <class T, class In>
-bool pack_as(const void* base, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel) {
+bool pack_as(const void* base, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel, int row) {
   Finite<T> finite;
-  int row = 0;
+  const std::size_t bytes = static_cast<std::size_t>(panel.width) * sizeof(In);
   const Span line = box.axis[2];
   const auto start = [&](int i, int j) { return static_cast<const In*>(base) + map.row({i, j, line.begin}, head); };
   for (int i = box.axis[0].begin; i < box.axis[0].end; ++i) {
@@ -190,7 +189,7 @@ bool pack_as(const void* base, const RowMap& map, const Box& box, std::int64_t h
       const In* next = last ? start(i + 1, box.axis[1].begin) : start(i, j + 1);  // fetching past the end does no harm
       for (int k = 0; k < line.size(); ++k, src += map.step[2]) {
         const int over = k + kFetchAhead - line.size();
-        fetch_row(over < 0 ? src + kFetchAhead * map.step[2] : next + over * map.step[2], panel.width);
+        fetch_row(over < 0 ? src + kFetchAhead * map.step[2] : next + over * map.step[2], bytes);
         load_panel_row(src, panel, row++, finite);
       }
     }
@@ -199,17 +198,18 @@ bool pack_as(const void* base, const RowMap& map, const Box& box, std::int64_t h
 }
 
 template <class T>
-bool pack(const ConstTensorView& t, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel) {
+bool pack(const ConstTensorView& t, const RowMap& map, const Box& box, std::int64_t head, const Panel<T>& panel,
+          int row = 0) {
   if constexpr (sizeof(T) == 8) {
-    return pack_as<T, T>(t.data(), map, box, head, panel);
+    return pack_as<T, T>(t.data(), map, box, head, panel, row);
   } else {
     switch (t.dtype()) {
       case DType::bfloat16:
-        return pack_as<T, BFloat16>(t.data(), map, box, head, panel);
+        return pack_as<T, BFloat16>(t.data(), map, box, head, panel, row);
       case DType::float16:
-        return pack_as<T, Float16>(t.data(), map, box, head, panel);
+        return pack_as<T, Float16>(t.data(), map, box, head, panel, row);
       default:
-        return pack_as<T, T>(t.data(), map, box, head, panel);
+        return pack_as<T, T>(t.data(), map, box, head, panel, row);
     }
   }
 }
@@ -252,17 +252,17 @@ void unpack(const Panel<T>& panel, T factor, const TensorView& t, const RowMap& 
   }
 }
 
-// A [rows][kBlock] piece of a panel, the first `width` features, to lanes[feature][rows], times `factor`. `buffer` holds
-// kBlock vectors. Four features of a lane move together; features go up to the next multiple of four.
-template <class T>
-void rows_to_lanes(const T* piece, int rows, int width, T factor, T* lanes, T* buffer) {
+// The first `width` features of `rows` rows to lanes[feature][rows], times `factor`; row_at(lane) is where a row starts.
+// `buffer` holds kBlock vectors. Four features of a lane move together; features go up to the next multiple of four.
+template <class T, class RowAt>
+HWY_INLINE void rows_to_lanes(const RowAt& row_at, int rows, int width, T factor, T* lanes, T* buffer) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
   const auto f = hn::Set(d, factor);
   const auto row_count = static_cast<std::size_t>(rows);
   for (std::size_t first = 0; first < row_count; first += N) {
     for (std::size_t lane = 0; lane < N; ++lane) {
-      const T* src = piece + (first + lane) * kBlock;
+      const T* src = row_at(first + lane);
       for (int q = 0; q < width; q += 4) {
         std::memcpy(buffer + static_cast<std::size_t>(q) * N + lane * 4, src + q, 4 * sizeof(T));
       }
@@ -280,22 +280,41 @@ void rows_to_lanes(const T* piece, int rows, int width, T factor, T* lanes, T* b
 }
 
 // A query tile's rows: into a panel of blocks [rows][kBlock] (absent lanes zero) and, where `lanes` is given, as lanes
-// [feature][rows] times `factor`. Without a panel to keep, `panel.block_step` is 0 and blocks reuse one place.
+// [feature][rows] times `factor`. Without a panel to keep, `panel.block_step` is 0: blocks reuse one place, or none where
+// rows can go to lanes as they are. Returns whether all values in the panel were finite.
 template <class T, class In>
-bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, std::uint64_t active, int rows,
-                  const Panel<T>& panel, T factor, T* lanes, T* buffer) {
+bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, int rows, const Panel<T>& panel, T factor,
+                  T* lanes, T* buffer) {
   Finite<T> finite;
+  if constexpr (std::is_same_v<In, T>) {
+    if (panel.block_step == 0 && panel.width % 4 == 0) {
+      alignas(64) static constexpr T kZeros[kBlock] = {};
+      const T* start[kMaxRows];
+      std::int64_t step[kMaxRows] = {};  // absent lanes stay at the zeros
+      std::fill_n(start, rows, kZeros);
+      tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
+        start[lane] = static_cast<const T*>(base) + map.row(p, head);
+        step[lane] = kBlock;
+      });
+      for (int b = 0; b < panel.block_count; ++b) {
+        rows_to_lanes<T>([&](std::size_t lane) HWY_ATTR { return start[lane] + b * step[lane]; }, rows,
+                         panel.block_width(b), factor,
+                         lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+      }
+      return true;
+    }
+  }
   for (int b = 0; b < panel.block_count; ++b) {
     const int width = panel.block_width(b);
-    if (active != ~std::uint64_t{0} >> (64 - rows)) {
+    if (tile.lanes() != rows) {
       std::memset(panel.at(b, 0), 0, static_cast<std::size_t>(rows) * kBlock * sizeof(T));
     }
     tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
       load_row(static_cast<const In*>(base) + map.row(p, head) + b * kBlock, width, panel.at(b, lane), finite);
     });
     if (lanes != nullptr) {
-      rows_to_lanes(panel.at(b, 0), rows, width, factor,
-                    lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+      rows_to_lanes<T>([&](std::size_t lane) HWY_ATTR { return panel.at(b, static_cast<int>(lane)); }, rows, width,
+                       factor, lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
     }
   }
   return finite.all();
@@ -305,23 +324,24 @@ bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, std::ui
 inline void fetch_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, std::int64_t width) {
   const auto bytes = static_cast<std::int64_t>(dtype_size(t.dtype()));
   tile.for_each_lane([&](int, int head, const Position& p) HWY_ATTR {
-    fetch_row(static_cast<const std::byte*>(t.data()) + map.row(p, head) * bytes, static_cast<int>(width * bytes));
+    fetch_row(static_cast<const std::byte*>(t.data()) + map.row(p, head) * bytes,
+              static_cast<std::size_t>(width * bytes));
   });
 }
 
 template <class T>
-bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, std::uint64_t active, int rows,
-               const Panel<T>& panel, T factor, T* lanes, T* buffer) {
+bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, int rows, const Panel<T>& panel, T factor,
+               T* lanes, T* buffer) {
   if constexpr (sizeof(T) == 8) {
-    return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+    return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
   } else {
     switch (t.dtype()) {
       case DType::bfloat16:
-        return load_tile_as<T, BFloat16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, BFloat16>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
       case DType::float16:
-        return load_tile_as<T, Float16>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, Float16>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
       default:
-        return load_tile_as<T, T>(t.data(), map, tile, active, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
     }
   }
 }

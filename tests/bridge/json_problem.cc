@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "cli/plan_json.h"
+
 namespace vicus::bridge {
 namespace {
 
@@ -28,17 +30,11 @@ void for_members(const Json& json, const Set& set) {
   }
 }
 
-Json to_json(const AxisValues& values) {
-  Json list = Json::array();
-  for (int i = 0; i < values.size(); ++i) list.push_back(values[i]);
+std::vector<std::int64_t> values(const AxisValues& axes) {
+  std::vector<std::int64_t> list;
+  for (int i = 0; i < axes.size(); ++i) list.push_back(axes[i]);
   return list;
 }
-
-Json to_json(const Work& work) {
-  return {{"mask_pairs", work.mask_pairs}, {"tile_pairs", work.tile_pairs}, {"ratio", work.ratio()}};
-}
-
-Json to_json(const QueryTile& tile) { return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}}; }
 
 }  // namespace
 
@@ -109,7 +105,7 @@ PlanOptions options_from(const Json& json) {
 Json to_json(const Problem& problem) {
   Json json = {{"dtype", dtype_name(problem.dtype)},
                {"batch", problem.batch},
-               {"layout", to_json(problem.layout)},
+               {"layout", values(problem.layout)},
                {"heads", problem.heads},
                {"heads_kv", problem.heads_kv},
                {"head_dim", problem.head_dim},
@@ -130,46 +126,19 @@ Json to_json(const Problem& problem) {
                  {"additional_values", problem.additional_values_shape()}}}};
   if (const auto* mask = std::get_if<Neighborhood>(&problem.mask)) {
     json["shapes"]["rpb"] = problem.rpb_shape();
-    json["kernel_size"] = to_json(mask->kernel_size);
-    json["stride"] = to_json(mask->stride);
-    json["dilation"] = to_json(mask->dilation);
-    json["is_causal"] = to_json(mask->is_causal);
+    json["kernel_size"] = values(mask->kernel_size);
+    json["stride"] = values(mask->stride);
+    json["dilation"] = values(mask->dilation);
+    json["is_causal"] = values(mask->is_causal);
   }
   return json;
 }
 
 Json to_json(const Plan& plan) {
-  const ForwardPlan& f = plan.forward;
-  const BackwardPlan& b = plan.backward;
-  return {{"problem", to_json(plan.problem)},
-          {"engine", engine_name(plan.engine)},
-          {"reason", plan.reason},
-          {"threads", plan.threads},
-          {"mask_pairs", plan.mask_pairs},
-          {"forward_flops", plan.forward_flops},
-          {"backward_flops", plan.backward_flops},
-          {"forward_bytes", plan.forward_bytes},
-          {"backward_bytes", plan.backward_bytes},
-          {"candidates", plan.candidates.size()},
-          {"forward",
-           {{"tile", to_json(f.tile)},
-            {"stack", f.stack},
-            {"stack_heads", f.stack_heads},
-            {"pack_keys", f.pack_keys},
-            {"chunk_keys", f.chunk_keys},
-            {"tasks", f.tasks},
-            {"scratch_bytes", f.scratch_bytes},
-            {"work", to_json(f.work)}}},
-          {"backward",
-           {{"tile", to_json(b.tile)},
-            {"kv_block", b.kv_block},
-            {"chunk_keys", b.chunk_keys},
-            {"segment", b.segment},
-            {"segments", b.segments},
-            {"border_blocks", b.border_blocks},
-            {"scratch_bytes", b.scratch_bytes},
-            {"work", to_json(b.work)}}},
-          {"text", describe(plan)}};
+  Json json = cli::to_json(plan);
+  json["problem"] = to_json(plan.problem);
+  json["text"] = describe(plan);
+  return json;
 }
 
 TensorView view_of(const VicusBridgeTensor& tensor) {
