@@ -3,7 +3,7 @@
 Kernels: src/torch/bind.cc. First derivatives are kernels too; derivatives of those go through the compositions of
 `vicus.composite`, which cost memory for the scores and exist in every order.
 
-Tensors are heads last; the last dimension of what reaches an operator is contiguous.
+Tensors are heads last, of any strides; a tensor whose last dimension is not contiguous is copied by the kernel.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,11 @@ _LISTS = "Tensor? attn_bias, Tensor? key_lengths, Tensor? cumulative_seqlen_q, T
 _BAND = "int causal, int window_left, int window_right, float scale, int[] options"
 _PARTS = "Tensor[] outputs, Tensor[] logsumexps"
 
-# Without gradients, extra tensors, options and logsumexp an operator with few arguments takes half the time of the full
-# one to call. `mask`: kernel_size, stride, dilation, is_causal, one value per axis each.
-LIB.define("neighborhood_inference(Tensor query, Tensor key, Tensor value, int[] mask, float scale) -> Tensor")
+# Without gradients, extra tensors, options and logsumexp: few arguments, for half the time of a call. `mask` holds
+# kernel_size, stride, dilation and is_causal, one value per axis each.
+_QKV = "Tensor query, Tensor key, Tensor value"
+LIB.define(f"neighborhood_inference({_QKV}, int[] mask, float scale) -> Tensor")
+LIB.define(f"dense_inference({_QKV}, int causal, int window_left, int window_right, float scale) -> Tensor")
 LIB.define(f"neighborhood({_INPUTS}, Tensor? rpb, {_MASK}) -> {_RESULTS}")
 LIB.define(
     f"neighborhood_backward({_GRADS}, {_INPUTS}, Tensor? rpb, Tensor output, Tensor logsumexp, {_MASK}, int wanted)"
@@ -43,15 +45,11 @@ LIB.define(f"merge_backward({_PARTS}, {_GRADS}) -> Tensor[]")
 neighborhood_inference = torch.ops.vicus.neighborhood_inference.default
 neighborhood = torch.ops.vicus.neighborhood.default
 neighborhood_backward = torch.ops.vicus.neighborhood_backward.default
+dense_inference = torch.ops.vicus.dense_inference.default
 dense = torch.ops.vicus.dense.default
 dense_backward = torch.ops.vicus.dense_backward.default
 merge = torch.ops.vicus.merge.default
 merge_backward = torch.ops.vicus.merge_backward.default
-
-
-def rows(x: Tensor) -> Tensor:
-    """`x` with a contiguous last dimension: itself when it has one."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def logsumexp_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,13 +70,16 @@ def _results(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gradients(wanted: int, of: MaybeTensors) -> list[Tensor]:
     """One gradient per tensor, an empty one where none is wanted. The first tensor is always there."""
-    return [
-        x.new_empty(x.shape) if x is not None and wanted >> i & 1 else of[0].new_empty(0) for i, x in enumerate(of)
-    ]
+    return [x.new_empty(x.shape) if x is not None and wanted >> i & 1 else of[0].new_empty(0) for i, x in enumerate(of)]
 
 
 @torch.library.register_fake("vicus::neighborhood_inference", lib=LIB)
 def _(query, key, value, mask, scale):
+    return _results(query, value)[0]
+
+
+@torch.library.register_fake("vicus::dense_inference", lib=LIB)
+def _(query, key, value, causal, window_left, window_right, scale):
     return _results(query, value)[0]
 
 
@@ -248,9 +249,7 @@ def _register_fused(
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         needs = ctx.needs_input_grad[:differentiable]
-        found = backward(
-            rows(grad_output), grad_logsumexp, *inputs, output, logsumexp, *ctx.settings, _wanted(needs)
-        )
+        found = backward(grad_output, grad_logsumexp, *inputs, output, logsumexp, *ctx.settings, _wanted(needs))
         return *(g if need else None for g, need in zip(found, needs, strict=True)), *(None,) * (count - differentiable)
 
     torch.library.register_autograd(f"vicus::{name}", gradients, setup_context=save, lib=LIB)
@@ -288,7 +287,7 @@ def _merge_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tenso
     outputs, logsumexps = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
     if grad_output is None:
         grad_output = torch.zeros_like(outputs[0])
-    found = merge_backward(outputs, logsumexps, rows(grad_output), grad_logsumexp)
+    found = merge_backward(outputs, logsumexps, grad_output, grad_logsumexp)
     return found[: ctx.parts], found[ctx.parts :]
 
 

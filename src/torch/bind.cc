@@ -48,18 +48,26 @@ std::tuple<Tensor, Tensor> run_forward(const Problem& problem, const AttentionIn
   return {std::move(output), std::move(logsumexp)};
 }
 
+// The forward pass alone, with every default.
+Tensor run_inference(const Problem& problem, const AttentionInputs& inputs) {
+  const auto plan = plan_for(problem, {});
+  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
+  forward(*plan, inputs, written(output));
+  return output;
+}
+
 // Gradients in the order of `AttentionInputs`, as many as the operator's schema says.
 Tensors run_backward(const Problem& problem, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
                      const Ints& options, std::int64_t wanted, int count) {
   const auto plan = plan_for(problem, plan_options(options, Pass::backward));
-  const ConstTensorView* const of[] = {&inputs.query,           &inputs.key,               &inputs.value,
-                                       &inputs.additional_keys, &inputs.additional_values, &inputs.rpb};
+  const ConstTensorView* const of[] = {
+      &inputs.query, &inputs.key, &inputs.value, &inputs.additional_keys, &inputs.additional_values, &inputs.rpb};
   AttentionGradients views;
-  TensorView* const into[] = {&views.query,           &views.key,               &views.value,
-                              &views.additional_keys, &views.additional_values, &views.rpb};
+  TensorView* const into[] = {&views.query, &views.key, &views.value, &views.additional_keys, &views.additional_values,
+                              &views.rpb};
   Tensors result;
   for (int i = 0; i < count; ++i) {
-    Gradient gradient = gradient_of(*of[i], wants(wanted, i));
+    Gradient gradient = gradient_of(*of[i], wants(wanted, i), problem.dtype);
     *into[i] = gradient.view;
     result.push_back(std::move(gradient.tensor));
   }
@@ -67,20 +75,20 @@ Tensors run_backward(const Problem& problem, const AttentionInputs& inputs, cons
   return result;
 }
 
-AttentionInputs inputs_of(const Tensor& query, const Tensor& key, const Tensor& value,
+AttentionInputs inputs_of(Rows& rows, const Tensor& query, const Tensor& key, const Tensor& value,
                           const MaybeTensor& additional_keys, const MaybeTensor& additional_values) {
-  return {.query = view("query", query),
-          .key = view("key", key),
-          .value = view("value", value),
-          .additional_keys = view("additional_keys", additional_keys),
-          .additional_values = view("additional_values", additional_values)};
+  return {.query = rows("query", query),
+          .key = rows("key", key),
+          .value = rows("value", value),
+          .additional_keys = rows("additional_keys", additional_keys),
+          .additional_values = rows("additional_values", additional_values)};
 }
 
-AttentionGradInputs grad_inputs_of(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& output,
-                                   const Tensor& logsumexp) {
-  return {.output = view("output", output),
+AttentionGradInputs grad_inputs_of(Rows& rows, const Tensor& grad_output, const MaybeTensor& grad_logsumexp,
+                                   const Tensor& output, const Tensor& logsumexp) {
+  return {.output = rows("output", output),
           .logsumexp = view("logsumexp", logsumexp),
-          .grad_output = view("grad_output", grad_output),
+          .grad_output = rows("grad_output", grad_output),
           .grad_logsumexp = view("grad_logsumexp", grad_logsumexp)};
 }
 
@@ -91,7 +99,8 @@ std::tuple<Tensor, Tensor> neighborhood(const Tensor& query, const Tensor& key, 
                                         const MaybeTensor& rpb, const Ints& kernel_size, const Ints& stride,
                                         const Ints& dilation, const Ints& is_causal, double scale,
                                         const Ints& options) {
-  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  Rows rows;
+  AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.rpb = view("rpb", rpb);
   return run_forward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
                                           neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
@@ -104,16 +113,11 @@ Tensor neighborhood_inference(const Tensor& query, const Tensor& key, const Tens
                               double scale) {
   const std::size_t rank = mask.size() / 4;
   const std::span<const std::int64_t> all(mask);
-  const AttentionInputs inputs = inputs_of(query, key, value, {}, {});
-  const auto plan = plan_for(neighborhood_problem(inputs.query, inputs.key, inputs.value,
-                                                  {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
-                                                   AxisValues(all.subspan(2 * rank, rank)),
-                                                   AxisValues(all.subspan(3 * rank, rank))},
-                                                  scale),
-                             {});
-  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
-  forward(*plan, inputs, written(output));
-  return output;
+  Rows rows;
+  const AttentionInputs inputs = inputs_of(rows, query, key, value, {}, {});
+  const Neighborhood windows = {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
+                                AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))};
+  return run_inference(neighborhood_problem(inputs.query, inputs.key, inputs.value, windows, scale), inputs);
 }
 
 Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
@@ -122,12 +126,13 @@ Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad
                               const Tensor& logsumexp, const Ints& kernel_size, const Ints& stride,
                               const Ints& dilation, const Ints& is_causal, double scale, const Ints& options,
                               std::int64_t wanted) {
-  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  Rows rows;
+  AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.rpb = view("rpb", rpb);
   return run_backward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
                                            neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
                                            inputs.additional_keys, inputs.rpb),
-                      inputs, grad_inputs_of(grad_output, grad_logsumexp, output, logsumexp), options, wanted, 6);
+                      inputs, grad_inputs_of(rows, grad_output, grad_logsumexp, output, logsumexp), options, wanted, 6);
 }
 
 std::tuple<Tensor, Tensor> dense(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -136,13 +141,23 @@ std::tuple<Tensor, Tensor> dense(const Tensor& query, const Tensor& key, const T
                                  const MaybeTensor& cumulative_seqlen_q, const MaybeTensor& cumulative_seqlen_kv,
                                  std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
                                  const Ints& options) {
-  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  Rows rows;
+  AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
   return run_forward(
       dense_problem(inputs.query, inputs.key, inputs.value,
                     dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
                     scale, inputs.additional_keys, inputs.attn_bias),
       inputs, options);
+}
+
+Tensor dense_inference(const Tensor& query, const Tensor& key, const Tensor& value, std::int64_t causal,
+                       std::int64_t window_left, std::int64_t window_right, double scale) {
+  Rows rows;
+  const AttentionInputs inputs = inputs_of(rows, query, key, value, {}, {});
+  return run_inference(dense_problem(inputs.query, inputs.key, inputs.value,
+                                     dense_of({}, {}, {}, causal, window_left, window_right), scale),
+                       inputs);
 }
 
 Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
@@ -152,19 +167,21 @@ Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsum
                        const MaybeTensor& cumulative_seqlen_kv, const Tensor& output, const Tensor& logsumexp,
                        std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
                        const Ints& options, std::int64_t wanted) {
-  AttentionInputs inputs = inputs_of(query, key, value, additional_keys, additional_values);
+  Rows rows;
+  AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
   return run_backward(
       dense_problem(inputs.query, inputs.key, inputs.value,
                     dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
                     scale, inputs.additional_keys, inputs.attn_bias),
-      inputs, grad_inputs_of(grad_output, grad_logsumexp, output, logsumexp), options, wanted, 5);
+      inputs, grad_inputs_of(rows, grad_output, grad_logsumexp, output, logsumexp), options, wanted, 5);
 }
 
 // --- Merging --------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumexps) {
-  const auto parts = views("outputs", outputs);
+  Rows rows;
+  const auto parts = rows("outputs", outputs);
   const auto weights = views("lse_tensors", logsumexps);
   if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
   Tensor output = empty(parts[0].shape(), parts[0].dtype());
@@ -175,18 +192,19 @@ std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumex
 
 Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const Tensor& grad_output,
                        const MaybeTensor& grad_logsumexp) {
-  const auto parts = views("outputs", outputs);
+  Rows rows;
+  const auto parts = rows("outputs", outputs);
   const auto weights = views("lse_tensors", logsumexps);
   Tensors result;
   std::vector<TensorView> grad_parts, grad_weights;
   for (const auto& [of, into] : {std::pair(&parts, &grad_parts), std::pair(&weights, &grad_weights)}) {
     for (const ConstTensorView& part : *of) {
-      Gradient gradient = gradient_of(part, true);
+      Gradient gradient = gradient_of(part, true, part.dtype());
       into->push_back(gradient.view);
       result.push_back(std::move(gradient.tensor));
     }
   }
-  vicus::merge_backward(parts, weights, view("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
+  vicus::merge_backward(parts, weights, rows("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
                         grad_parts, grad_weights);
   return result;
 }
@@ -211,43 +229,49 @@ Ints scores_shape(const Neighborhood& mask, const ConstTensorView& query, const 
 Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_keys, const MaybeTensor& rpb,
           const Ints& kernel_size, const Ints& stride, const Ints& dilation, const Ints& is_causal) {
   const Neighborhood mask = neighborhood_of(kernel_size, stride, dilation, is_causal);
-  const ConstTensorView q = view("query", query), extra = view("additional_keys", additional_keys);
+  Rows rows;
+  const ConstTensorView q = rows("query", query), extra = rows("additional_keys", additional_keys);
   Tensor scores = empty(scores_shape(mask, q, extra), q.dtype());
-  qk_forward(mask, q, view("key", key), written(scores), extra, view("rpb", rpb));
+  qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb));
   return scores;
 }
 
 Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& additional_keys, const MaybeTensor& rpb,
                     const Tensor& grad_scores, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
                     const Ints& is_causal, std::int64_t wanted) {
-  const ConstTensorView q = view("query", query), k = view("key", key), extra = view("additional_keys", additional_keys);
-  Gradient gradients[] = {gradient_of(q, wants(wanted, 0)), gradient_of(k, wants(wanted, 1)),
-                          gradient_of(extra, wants(wanted, 2)), gradient_of(view("rpb", rpb), wants(wanted, 3))};
-  vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, view("grad_scores", grad_scores),
+  Rows rows;
+  const ConstTensorView q = rows("query", query), k = rows("key", key),
+                        extra = rows("additional_keys", additional_keys);
+  Gradient gradients[] = {gradient_of(q, wants(wanted, 0), q.dtype()), gradient_of(k, wants(wanted, 1), q.dtype()),
+                          gradient_of(extra, wants(wanted, 2), q.dtype()),
+                          gradient_of(view("rpb", rpb), wants(wanted, 3), q.dtype())};
+  vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, rows("grad_scores", grad_scores),
                      {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra);
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor};
 }
 
 Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& additional_values, const Ints& kernel_size,
           const Ints& stride, const Ints& dilation, const Ints& is_causal) {
-  const ConstTensorView s = view("scores", scores), v = view("value", value);
+  Rows rows;
+  const ConstTensorView s = rows("scores", scores), v = rows("value", value);
   if (s.dims() < 1 || v.dims() < 1) throw InvalidArgument("scores.shape", "()", "4 to 6 dimensions");
   Ints shape(s.shape().begin(), s.shape().end());
   shape.back() = v.shape().back();
   Tensor output = empty(shape, s.dtype());
   av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
-             view("additional_values", additional_values));
+             rows("additional_values", additional_values));
   return output;
 }
 
 Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor& additional_values,
                     const Tensor& grad_output, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
                     const Ints& is_causal, std::int64_t wanted) {
-  const ConstTensorView s = view("scores", scores), v = view("value", value),
-                        extra = view("additional_values", additional_values);
-  Gradient gradients[] = {gradient_of(s, wants(wanted, 0)), gradient_of(v, wants(wanted, 1)),
-                          gradient_of(extra, wants(wanted, 2))};
-  vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, view("grad_output", grad_output),
+  Rows rows;
+  const ConstTensorView s = rows("scores", scores), v = rows("value", value),
+                        extra = rows("additional_values", additional_values);
+  Gradient gradients[] = {gradient_of(s, wants(wanted, 0), s.dtype()), gradient_of(v, wants(wanted, 1), s.dtype()),
+                          gradient_of(extra, wants(wanted, 2), s.dtype())};
+  vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, rows("grad_output", grad_output),
                      {gradients[0].view, gradients[1].view, gradients[2].view}, extra);
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor};
 }
@@ -273,6 +297,7 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
   m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
   m.impl("neighborhood", TORCH_BOX(&neighborhood));
   m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
+  m.impl("dense_inference", TORCH_BOX(&dense_inference));
   m.impl("dense", TORCH_BOX(&dense));
   m.impl("dense_backward", TORCH_BOX(&dense_backward));
   m.impl("merge", TORCH_BOX(&merge));

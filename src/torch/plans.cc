@@ -89,8 +89,7 @@ PlanOptions plan_options(std::span<const std::int64_t> options, Pass pass) {
   PlanOptions result;
   if (options.empty()) return result;
   if (options.size() != kCount) {
-    throw InvalidArgument("options", std::to_string(options.size()) + " values",
-                          "none, or " + std::to_string(kCount));
+    throw InvalidArgument("options", std::to_string(options.size()) + " values", "none, or " + std::to_string(kCount));
   }
   result.engine = to_enum("options.engine", options[kEngine], Engine::cpu);
   result.backward.deterministic = options[kDeterministic] != 0;

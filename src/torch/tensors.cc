@@ -1,6 +1,7 @@
 #include "torch/tensors.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <array>
 #include <string>
@@ -31,10 +32,14 @@ DType dtype_of(const char* name, const Tensor& tensor) {
 
 std::int32_t code_of(DType dtype) {
   switch (dtype) {
-    case DType::float64: return aoti_torch_dtype_float64();
-    case DType::bfloat16: return aoti_torch_dtype_bfloat16();
-    case DType::float16: return aoti_torch_dtype_float16();
-    case DType::float32: break;
+    case DType::float64:
+      return aoti_torch_dtype_float64();
+    case DType::bfloat16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::float16:
+      return aoti_torch_dtype_float16();
+    case DType::float32:
+      break;
   }
   return aoti_torch_dtype_float32();
 }
@@ -67,6 +72,24 @@ std::vector<ConstTensorView> views(const char* name, const std::vector<Tensor>& 
   return result;
 }
 
+ConstTensorView Rows::operator()(const char* name, const Tensor& tensor) {
+  const std::int64_t last = tensor.dim() - 1;
+  if (last < 0 || tensor.size(last) <= 1 || tensor.stride(last) == 1) return view(name, tensor);
+  copies_.push_back(torch::stable::contiguous(tensor));
+  return view(name, copies_.back());
+}
+
+ConstTensorView Rows::operator()(const char* name, const MaybeTensor& tensor) {
+  return tensor ? (*this)(name, *tensor) : ConstTensorView();
+}
+
+std::vector<ConstTensorView> Rows::operator()(const char* name, const std::vector<Tensor>& tensors) {
+  std::vector<ConstTensorView> result;
+  result.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) result.push_back((*this)(name, tensor));
+  return result;
+}
+
 TensorView written(const Tensor& tensor) {
   return {tensor.mutable_data_ptr(), dtype_of("output", tensor), layout_of(tensor)};
 }
@@ -79,8 +102,8 @@ Tensor empty(std::span<const std::int64_t> shape, DType dtype) {
   return Tensor(handle);
 }
 
-Gradient gradient_of(const ConstTensorView& of, bool wanted) {
-  if (!wanted || !of) return {empty(std::array<std::int64_t, 1>{0}, of.dtype()), {}};
+Gradient gradient_of(const ConstTensorView& of, bool wanted, DType otherwise) {
+  if (!wanted || !of) return {empty(std::array<std::int64_t, 1>{0}, otherwise), {}};
   Tensor tensor = empty(of.shape(), of.dtype());
   const TensorView view = written(tensor);
   return {std::move(tensor), view};

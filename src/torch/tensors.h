@@ -17,22 +17,36 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Ints = std::vector<std::int64_t>;
 
-/// Views of a tensor that is read. `name` is for errors: InvalidArgument on an element type the core does not know.
+/// View of a tensor that is read, of any strides; an absent tensor is an absent view. `name` is for errors:
+/// InvalidArgument on an element type the core does not know.
 [[nodiscard]] ConstTensorView view(const char* name, const Tensor& tensor);
-/// An absent tensor is an absent view.
 [[nodiscard]] ConstTensorView view(const char* name, const MaybeTensor& tensor);
 [[nodiscard]] std::vector<ConstTensorView> views(const char* name, const std::vector<Tensor>& tensors);
+
+/// Views of tensors whose last dimension the core wants contiguous: in place where it is, otherwise of a copy that lives
+/// as long as this object.
+class Rows {
+ public:
+  [[nodiscard]] ConstTensorView operator()(const char* name, const Tensor& tensor);
+  [[nodiscard]] ConstTensorView operator()(const char* name, const MaybeTensor& tensor);
+  [[nodiscard]] std::vector<ConstTensorView> operator()(const char* name, const std::vector<Tensor>& tensors);
+
+ private:
+  std::vector<Tensor> copies_;
+};
+
 /// View of a tensor that is written.
 [[nodiscard]] TensorView written(const Tensor& tensor);
 
 /// A new tensor in CPU memory, contiguous, not initialised.
 [[nodiscard]] Tensor empty(std::span<const std::int64_t> shape, DType dtype);
-/// A gradient like `of`, or an empty tensor where it is not wanted or there is nothing to differentiate.
+/// A gradient like `of`, or an empty tensor of type `otherwise` where it is not wanted or there is nothing to
+/// differentiate.
 struct Gradient {
   Tensor tensor;
   TensorView view;  ///< absent when not wanted
 };
-[[nodiscard]] Gradient gradient_of(const ConstTensorView& of, bool wanted);
+[[nodiscard]] Gradient gradient_of(const ConstTensorView& of, bool wanted, DType otherwise);
 
 /// The element type of a logsumexp of this element type.
 [[nodiscard]] inline DType logsumexp_dtype(DType dtype) {

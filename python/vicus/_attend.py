@@ -1,0 +1,359 @@
+"""From the arguments of a call to an operator: checks, autocast, the backend, and which derivatives are asked for."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vicus import _arguments, _arguments_dense, _ops, context
+
+logger = logging.getLogger("vicus")
+
+Result = Tensor | tuple[Tensor, Tensor]
+MaybeTensors = tuple[Tensor | None, ...]
+
+#: Token axes that a function takes (None for 1 to 3), and whether NATTEN's stricter rules hold.
+Rule = tuple[int | None, bool]
+
+
+# --- The quick way ---------------------------------------------------------------------------------------------------
+# Host time of a small call is mostly Python. A call that asks for nothing special (no gradient, no autocast, every
+# other argument at its default) goes straight to an operator with few arguments. Rules that the core knows are left to
+# the core, which raises the same ValueError; the others are looked up.
+
+# Masks that kept the rules, by the arguments and the shape they kept them with. Equal keys need not be legal (3.0 == 3,
+# True == 1), so the very objects must come back; ints and tuples that come from a literal or a module do.
+_seen: dict[tuple, tuple] = {}
+_MOST_SEEN = 1024
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return not (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._is_any_autocast_enabled()
+        or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+        or not (query.is_cpu and key.is_cpu and value.is_cpu)
+    )
+
+
+def quick_neighborhood(
+    rule: Rule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    scale: float | None,
+) -> Tensor | None:
+    """Neighborhood attention of a call that asks for nothing else, if it needs no further look.
+
+    Returns:
+        The output, or None: take the long way.
+    """
+    if not _is_plain(query, key, value):
+        return None
+    try:
+        seen = _seen.get((rule, kernel_size, stride, dilation, is_causal, query.shape))
+    except (TypeError, RuntimeError):  # a list; symbolic sizes; a nested tensor
+        return None
+    if seen is None:
+        return None
+    windows, steps, gaps, causal, mask, usual_scale = seen
+    if windows is not kernel_size or steps is not stride or gaps is not dilation or causal is not is_causal:
+        return None
+    return _ops.neighborhood_inference(query, key, value, mask, usual_scale if scale is None else scale)
+
+
+def _remember(rule: Rule, query: Tensor, given: tuple[Any, Any, Any, Any], mask: tuple[tuple[int, ...], ...]) -> None:
+    if len(_seen) >= _MOST_SEEN:
+        _seen.clear()
+    try:
+        flat = [int(n) for values in mask for n in values]
+        _seen[(rule, *given, query.shape)] = (*given, flat, query.shape[-1] ** -0.5)
+    except TypeError:  # a list or a symbolic size
+        return
+
+
+def quick_dense(query: Tensor, key: Tensor, value: Tensor, is_causal: Any, scale: float | None) -> Tensor | None:
+    """Dense attention of a call that asks for nothing else, if it needs no further look.
+
+    Returns:
+        The output, or None: take the long way.
+    """
+    if not _is_plain(query, key, value) or query.is_nested or (is_causal is not False and is_causal is not True):
+        return None
+    scale = query.shape[-1] ** -0.5 if scale is None and query.numel() else scale
+    return None if scale is None else _ops.dense_inference(query, key, value, int(is_causal), -1, -1, scale)
+
+
+# --- The long way ----------------------------------------------------------------------------------------------------
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    return forward_ad._current_level >= 0 and any(
+        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
+def call(op: Any, tensors: MaybeTensors, *settings: Any) -> Any:
+    """Calls an operator; without the Python half of its autograd where nothing needs that (5 us of 12)."""
+    if torch.compiler.is_compiling() or _requires_grad(*tensors):
+        return op(*tensors, *settings)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*tensors, *settings)
+
+
+def _without_autocast(kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a composition of operators on tensors that autocast has been through."""
+    if not torch.is_autocast_enabled(kind):
+        return function(*args, **kwargs)
+    with torch.autocast(kind, enabled=False):
+        return function(*args, **kwargs)
+
+
+def _cast(tensors: MaybeTensors) -> MaybeTensors:
+    """`tensors` as the autocast region of the first one's device wants them."""
+    kind = tensors[0].device.type
+    return _arguments.autocast(kind, *tensors) if torch.is_autocast_enabled(kind) else tensors
+
+
+def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool) -> str:
+    """ "auto", "cpu", "reference" or "flex"."""
+    if backend is None and (query.is_cpu or query.is_meta):
+        return "auto"
+    from vicus import backends
+
+    return backends.resolve(backend, query, dense=dense, torch_compile=torch_compile)
+
+
+def _options(
+    engine: str, rank: int, deterministic: bool | None, splits: Any, q_tile: Any, backward_q_tile: Any
+) -> tuple[int, ...]:
+    switched, kv_parallelism, memory = context.backward_flags()
+    deterministic = switched if deterministic is None else deterministic
+    return _arguments.pack_options(
+        engine,
+        deterministic,
+        kv_parallelism and not deterministic,
+        memory,
+        _arguments.extents("backward_kv_splits", splits, rank),
+        _arguments.extents("q_tile_shape", q_tile, rank),
+        _arguments.extents("backward_q_tile_shape", backward_q_tile, rank),
+    )
+
+
+def _composite(name: str, why: str, query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    from vicus import composite
+
+    logger.debug("%s: composed of differentiable operators, because of %s", name, why)
+    return _without_autocast(query.device.type, getattr(composite, name), query, *args)
+
+
+def _check_attention_kwargs(kwargs: Mapping[str, Any] | None, query: Tensor) -> None:
+    """NATTEN's arguments of the attention to the additional tokens: no other attention is needed here, so they have no
+    effect, but a wrong name or backend is an error all the same."""
+    if kwargs is None:
+        return
+    from vicus.functional import attention
+
+    decided = {"query", "key", "value", "is_causal", "scale", "return_lse"}
+    allowed = inspect.signature(attention).parameters.keys() - decided
+    for name in kwargs:
+        if name not in allowed:
+            raise TypeError(f"attention_kwargs has {name!r}; allowed: {', '.join(sorted(allowed))}")
+    _engine(kwargs.get("backend"), query, True, kwargs.get("torch_compile", False))
+
+
+def neighborhood(
+    rule: Rule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    scale: float | None,
+    additional_keys: Tensor | None,
+    additional_values: Tensor | None,
+    attention_kwargs: Mapping[str, Any] | None,
+    backend: str | None,
+    q_tile_shape: Any,
+    kv_tile_shape: Any,
+    backward_q_tile_shape: Any,
+    backward_kv_tile_shape: Any,
+    backward_kv_splits: Any,
+    kernel_schedule: Any,
+    torch_compile: bool,
+    return_lse: bool,
+    rpb: Tensor | None,
+    deterministic: bool | None,
+) -> Result:
+    """Neighborhood attention; `vicus.functional.neighborhood_attention` says what the arguments are."""
+    _arguments.check_strided("query", query)
+    query, key, value, additional_keys, additional_values = tensors = _cast(
+        (query, key, value, additional_keys, additional_values)
+    )
+    _arguments.check_tensors(query, key, value)
+    rank, strict = rule
+    axes = query.dim() - 3
+    if rank is not None and axes != rank:
+        raise _arguments.wrong("query.shape", tuple(query.shape), f"{rank + 3} dimensions, {rank} of them token axes")
+    _arguments.check_additional(query, key, value, additional_keys, additional_values)
+    _arguments.check_kernel_schedule(kernel_schedule)
+    mask = _arguments.per_axis(axes, kernel_size, stride, dilation, is_causal, strict=strict)
+    if strict:
+        _arguments.check_fits(query.shape[1:-2], mask[0], mask[2])
+    if rpb is not None:
+        _arguments.check_rpb(query, rpb, mask[0])
+        tensors = (*tensors, rpb)
+    else:
+        tensors = (*tensors, None)
+    _check_attention_kwargs(attention_kwargs, query)
+    scale = _arguments.scale_of(scale, query.shape[-1])
+    engine = _engine(backend, query, False, torch_compile)
+    options = _options(engine, axes, deterministic, backward_kv_splits, q_tile_shape, backward_q_tile_shape)
+    _arguments.extents("kv_tile_shape", kv_tile_shape, axes)
+    _arguments.extents("backward_kv_tile_shape", backward_kv_tile_shape, axes)
+
+    if engine == "flex":
+        from vicus import flex
+
+        result = _without_autocast(
+            query.device.type,
+            flex.neighborhood,
+            *(query, key, value, *mask, scale),
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            rpb=rpb,
+            q_tile_shape=q_tile_shape,
+            kv_tile_shape=kv_tile_shape,
+            torch_compile=torch_compile,
+        )
+    elif _has_tangent(*tensors):
+        result = _composite("neighborhood", "forward-mode derivatives", *tensors, *mask, scale)
+    elif return_lse or options or _requires_grad(*tensors) or tensors[3] is not None or rpb is not None:
+        result = call(_ops.neighborhood, tensors, *([int(n) for n in values] for values in mask), scale, options)
+    else:
+        if not torch.compiler.is_compiling():
+            _remember(rule, query, (kernel_size, stride, dilation, is_causal), mask)
+        flat = [int(n) for values in mask for n in values]
+        return call(_ops.neighborhood_inference, (query, key, value), flat, scale)
+    return result if return_lse else result[0]
+
+
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seqlens: tuple[Tensor | None, Tensor | None],
+    cumulative: tuple[Tensor | None, Tensor | None],
+    longest: tuple[int | None, int | None],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Cumulative lengths of packed sequences, checked; None for both where nothing is packed."""
+    if any(x is not None for x in seqlens):
+        from vicus import varlen
+
+        return varlen.generate_varlen_parameters(query, key, value, *seqlens)[:2]
+    if all(x is None for x in cumulative) and not any(longest):
+        return None, None
+    _arguments_dense.check_packed(query, key, cumulative, longest)
+    return cumulative
+
+
+def dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    seqlens: tuple[Tensor | None, Tensor | None],
+    cumulative: tuple[Tensor | None, Tensor | None],
+    longest: tuple[int | None, int | None],
+    backend: str | None,
+    q_tile_size: int | None,
+    kv_tile_size: int | None,
+    backward_q_tile_size: int | None,
+    backward_kv_tile_size: int | None,
+    backward_kv_splits: int | None,
+    kernel_schedule: Any,
+    torch_compile: bool,
+    return_lse: bool,
+    causal_alignment: str,
+    window_size: tuple[int, int] | None,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    additional_keys: Tensor | None,
+    additional_values: Tensor | None,
+    deterministic: bool | None,
+) -> Result:
+    """Dense attention; `vicus.functional.attention` says what the arguments are."""
+    _arguments.check_strided("query", query)
+    query, key, value, additional_keys, additional_values = tensors = _cast(
+        (query, key, value, additional_keys, additional_values)
+    )
+    _arguments.check_tensors(query, key, value, dense=True)
+    _arguments.check_additional(query, key, value, additional_keys, additional_values)
+    cumulative_q, cumulative_kv = _packed(query, key, value, seqlens, cumulative, longest)
+    _arguments_dense.check_key_lengths(query, key_lengths)
+    if cumulative_q is not None and (key_lengths is not None or attn_mask is not None):
+        raise _arguments.wrong("key_lengths or attn_mask", "given", "None with packed sequences")
+    bias = _arguments_dense.attention_bias(query, key, attn_mask)
+    _arguments.check_kernel_schedule(kernel_schedule)
+    band = _arguments_dense.band(is_causal, causal_alignment, window_size)
+    scale = _arguments.scale_of(scale, query.shape[-1])
+    engine = _engine(backend, query, True, torch_compile)
+    options = _options(engine, 1, deterministic, backward_kv_splits, q_tile_size, backward_q_tile_size)
+    _arguments.extents("kv_tile_size", kv_tile_size, 1)
+    _arguments.extents("backward_kv_tile_size", backward_kv_tile_size, 1)
+    lists = (bias, key_lengths, cumulative_q, cumulative_kv)
+
+    if engine == "flex":
+        from vicus import flex
+
+        result = _without_autocast(
+            query.device.type,
+            flex.dense,
+            *(query, key, value),
+            scale=scale,
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            attn_bias=bias,
+            key_lengths=key_lengths,
+            cumulative_seqlen_q=cumulative_q,
+            cumulative_seqlen_kv=cumulative_kv,
+            causal=band[0],
+            window_left=band[1],
+            window_right=band[2],
+            torch_compile=torch_compile,
+        )
+    elif _requires_grad(bias):
+        result = _composite("dense", "the gradient of attn_mask", *tensors, *lists, *band, scale)
+    elif _has_tangent(*tensors, bias):
+        result = _composite("dense", "forward-mode derivatives", *tensors, *lists, *band, scale)
+    elif return_lse or options or _requires_grad(*tensors) or any(x is not None for x in (*tensors[3:], *lists)):
+        result = call(_ops.dense, (*tensors, *lists), *band, scale, options)
+    else:
+        return call(_ops.dense_inference, (query, key, value), *band, scale)
+    return result if return_lse else result[0]
+
+
+def merge(outputs: list[Tensor], logsumexps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Merging of checked parts."""
+    if _has_tangent(*outputs, *logsumexps):
+        return _without_autocast(outputs[0].device.type, _ops.composite_merge, outputs, logsumexps)
+    if torch.compiler.is_compiling() or _requires_grad(*outputs, *logsumexps):
+        return _ops.merge(outputs, logsumexps)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.merge(outputs, logsumexps)
