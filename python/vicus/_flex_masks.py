@@ -57,11 +57,10 @@ class Order:
     def __init__(self, layout: Ints, dilation: Ints, tile: Ints | None) -> None:
         self.layout, self.dilation, self.tile = layout, dilation, tile
         if tile is None:
-            self.length, self.block = math.prod(layout), BLOCK
+            self.length = math.prod(layout)
             return
         self.tiles = tuple(-(-n // (d * t)) for n, d, t in zip(layout, dilation, tile, strict=True))
-        self.block = math.prod(tile)
-        self.length = math.prod(self.tiles) * self.block * math.prod(dilation)
+        self.length = math.prod(self.tiles) * math.prod(tile) * math.prod(dilation)
 
     def coordinates(self, index: Tensor) -> list[Tensor]:
         """The token at `index` of the sequence, one tensor per axis; a padded one lies outside the layout."""
@@ -242,17 +241,26 @@ def neighborhood_blocks(
     q_tile: Ints | None,
     kv_tile: Ints | None,
     extra: int,
+    block: tuple[int, int],
     device: torch.device,
     sparse: bool,
 ) -> BlockMask:
     queries, keys = Order(layout, dilation, q_tile), Order(layout, dilation, kv_tile)
     mask = _neighborhood_mask(queries, keys, kernel_size, stride, dilation, is_causal)
-    return blocks_of(mask, 1, queries.length, keys.length + extra, (queries.block, keys.block), device, sparse)
+    return blocks_of(mask, 1, queries.length, keys.length + extra, block, device, sparse)
 
 
 @functools.lru_cache(maxsize=32)
 def band_blocks(
-    q_len: int, kv_len: int, extra: int, causal: int, left: int, right: int, device: torch.device, sparse: bool
+    q_len: int,
+    kv_len: int,
+    extra: int,
+    causal: int,
+    left: int,
+    right: int,
+    block: tuple[int, int],
+    device: torch.device,
+    sparse: bool,
 ) -> BlockMask:
     mask = dense_mask(q_len, kv_len, causal, left, right, None, None)
-    return blocks_of(mask, 1, q_len, kv_len + extra, (BLOCK, BLOCK), device, sparse)
+    return blocks_of(mask, 1, q_len, kv_len + extra, block, device, sparse)

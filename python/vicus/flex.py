@@ -12,6 +12,7 @@ eager FlexAttention repeats keys and values for grouped heads in memory.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,11 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool) 
     return None
 
 
+def _both_or_neither(names: str, q_tile: Any, kv_tile: Any) -> None:
+    if (q_tile is None) != (kv_tile is None):
+        raise wrong(names, f"{q_tile}, {kv_tile}", "both, or both None")
+
+
 def _checked_tiles(name: str, tiles: Sequence[int] | None, rank: int, compiled: bool) -> Ints | None:
     if tiles is None:
         return None
@@ -89,6 +95,18 @@ def _checked_tiles(name: str, tiles: Sequence[int] | None, rank: int, compiled: 
     if compiled and (size < 16 or size & (size - 1)):
         raise wrong(name, f"{tuple(tiles)}, {size} tokens", "powers of two from 16 with torch_compile")
     return tuple(tiles)
+
+
+def _block_and_options(
+    q_tile: Ints | None, kv_tile: Ints | None, trains: bool
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """Block of the mask, and options of the kernel: the tile is its block where the caller gives one."""
+    if q_tile is None:
+        return (BLOCK, BLOCK), {}
+    tile = (math.prod(q_tile), math.prod(kv_tile))
+    # Kernels of the backward pass have blocks of up to 128 tokens, which must divide the mask's.
+    block = tuple(max(size, BLOCK) for size in tile) if trains else tile
+    return block, {"BLOCK_M": tile[0], "BLOCK_N": tile[1]}
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
@@ -227,8 +245,7 @@ def neighborhood(
         ValueError: One tile shape without the other, a wrong one, or a dtype or head_dim that FlexAttention lacks.
     """
     sparse = _start(query, key, value, torch_compile)
-    if (q_tile_shape is None) != (kv_tile_shape is None):
-        raise wrong("q_tile_shape, kv_tile_shape", f"{q_tile_shape}, {kv_tile_shape}", "both tiles, or both None")
+    _both_or_neither("q_tile_shape, kv_tile_shape", q_tile_shape, kv_tile_shape)
     rank = query.dim() - 3
     q_tile = _checked_tiles("q_tile_shape", q_tile_shape, rank, torch_compile)
     kv_tile = _checked_tiles("kv_tile_shape", kv_tile_shape, rank, torch_compile)
@@ -237,7 +254,8 @@ def neighborhood(
         return _nothing(query, value)
     layout, windows = tuple(query.shape[1:-2]), (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal))
     build = neighborhood_blocks.__wrapped__ if torch.compiler.is_compiling() else neighborhood_blocks
-    blocks = build(layout, *windows, q_tile, kv_tile, extra, query.device, sparse)
+    block, options = _block_and_options(q_tile, kv_tile, _trains(query, key, value, rpb))
+    blocks = build(layout, *windows, q_tile, kv_tile, extra, block, query.device, sparse)
     queries, keys = Order(layout, windows[2], q_tile), Order(layout, windows[2], kv_tile)
     bias = None if rpb is None else rpb_bias(queries, keys, rpb, windows[0], windows[2])
     output, logsumexp = _attend(
@@ -249,7 +267,7 @@ def neighborhood(
         rpb,
         scale,
         torch_compile,
-        {} if q_tile is None else {"BLOCK_M": queries.block, "BLOCK_N": keys.block},
+        options,
     )
     return queries.unflatten(output), queries.unflatten(logsumexp)
 
@@ -269,6 +287,8 @@ def dense(
     causal: int = 0,
     window_left: int = -1,
     window_right: int = -1,
+    q_tile_size: int | None = None,
+    kv_tile_size: int | None = None,
     torch_compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Dense attention of checked arguments (`vicus.attention` checks them).
@@ -287,6 +307,8 @@ def dense(
         causal: 0 none, 1 top-left, 2 bottom-right; of each sequence where there are several.
         window_left: Keys before the aligned position that a query sees, -1 for all.
         window_right: Keys after it, -1 for all.
+        q_tile_size: Queries of a block of a compiled kernel.
+        kv_tile_size: Its keys; given exactly when `q_tile_size` is.
         torch_compile: Compile FlexAttention.
 
     Returns:
@@ -294,9 +316,15 @@ def dense(
 
     Raises:
         RuntimeError: `torch_compile` without leave (see `unsupported`).
-        ValueError: A dtype or head_dim that FlexAttention lacks.
+        ValueError: One tile size without the other, a wrong one, or a dtype or head_dim that FlexAttention lacks.
     """
     sparse = _start(query, key, value, torch_compile)
+    _both_or_neither("q_tile_size, kv_tile_size", q_tile_size, kv_tile_size)
+    q_tile, kv_tile = (
+        _checked_tiles(name, None if size is None else (size,), 1, torch_compile)
+        for name, size in (("q_tile_size", q_tile_size), ("kv_tile_size", kv_tile_size))
+    )
+    block, options = _block_and_options(q_tile, kv_tile, _trains(query, key, value, attn_bias))
     q_len, kv_len = query.shape[1], key.shape[1]
     extra = 0 if additional_keys is None else additional_keys.shape[1]
     key, value = _with_additional(key, additional_keys), _with_additional(value, additional_values)
@@ -305,13 +333,13 @@ def dense(
     band = (causal, window_left, window_right)
     if key_lengths is None and cumulative_seqlen_q is None:
         build = band_blocks.__wrapped__ if torch.compiler.is_compiling() else band_blocks
-        blocks = build(q_len, kv_len, extra, *band, query.device, sparse)
+        blocks = build(q_len, kv_len, extra, *band, block, query.device, sparse)
     else:
         sequences = None
         if cumulative_seqlen_q is not None:
             sequences = packed_sequences(q_len, kv_len, extra, cumulative_seqlen_q, cumulative_seqlen_kv, causal == 1)
         mask = dense_mask(q_len, kv_len, *band, key_lengths, sequences)
         batches = 1 if key_lengths is None else query.shape[0]
-        blocks = blocks_of(mask, batches, q_len, kv_len + extra, (BLOCK, BLOCK), query.device, sparse)
+        blocks = blocks_of(mask, batches, q_len, kv_len + extra, block, query.device, sparse)
     bias = None if attn_bias is None or kv_len == 0 else dense_bias(attn_bias, kv_len)
-    return _attend(query, key, value, blocks, bias, attn_bias, scale, torch_compile, {})
+    return _attend(query, key, value, blocks, bias, attn_bias, scale, torch_compile, options)

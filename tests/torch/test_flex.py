@@ -79,7 +79,7 @@ def test_orders_are_inverted_and_name_their_tokens(layout, dilation, tile):
 def test_a_tile_is_one_block_of_one_residue_class():
     layout, dilation, tile = (9, 11), (2, 3), (2, 3)
     order = _flex_masks.Order(layout, dilation, tile)
-    tokens = torch.stack(order.coordinates(torch.arange(order.length)), -1).view(-1, order.block, 2)
+    tokens = torch.stack(order.coordinates(torch.arange(order.length)), -1).view(-1, math.prod(tile), 2)
     residues, positions = tokens % torch.tensor(dilation), tokens // torch.tensor(dilation)
     assert (residues == residues[:, :1]).all()
     assert (positions.amax(1) - positions.amin(1) == torch.tensor(tile) - 1).all()
@@ -100,20 +100,21 @@ def assert_same_blocks(ours, theirs):
         assert torch.equal(getattr(ours, f"{name}_indices")[listed], places[listed]), name
 
 
-@pytest.mark.parametrize("tiles", [None, ((2, 4), (4, 2)), ((1, 16), (8, 1))])
+@pytest.mark.parametrize("tiles", [None, ((2, 4), (4, 4)), ((1, 8), (8, 1))])
 @pytest.mark.parametrize("extra", [0, 5])
 def test_neighborhood_blocks(monkeypatch, tiles, extra):
     monkeypatch.setattr(_flex_masks, "_PAIRS", 3000)  # several steps
     windows = ((4, 9), (2, 1), (2, 1), (False, True))
     q_tile, kv_tile = tiles or (None, None)
-    ours = _flex_masks.neighborhood_blocks((14, 20), *windows, q_tile, kv_tile, extra, torch.device("cpu"), True)
+    block = (128, 128) if tiles is None else (8, 16)
+    ours = _flex_masks.neighborhood_blocks((14, 20), *windows, q_tile, kv_tile, extra, block, torch.device("cpu"), True)
     assert int(ours.full_kv_num_blocks.sum()) + int(ours.kv_num_blocks.sum()) > 0
     assert_same_blocks(ours, blocks_by_pytorch(ours))
 
 
 @pytest.mark.parametrize("band", [(0, -1, -1), (1, -1, -1), (2, 60, -1), (0, 40, 30)])
 def test_band_blocks(band):
-    ours = _flex_masks.band_blocks(300, 420, 3, *band, torch.device("cpu"), True)
+    ours = _flex_masks.band_blocks(300, 420, 3, *band, (128, 128), torch.device("cpu"), True)
     assert int(ours.kv_num_blocks.sum()) > 0
     assert_same_blocks(ours, blocks_by_pytorch(ours))
 
@@ -130,7 +131,7 @@ def test_blocks_of_padded_keys_differ_per_entry():
 def test_blocks_are_kept_and_their_number_is_bounded():
     _flex_masks.neighborhood_blocks.cache_clear()
     make = lambda n: _flex_masks.neighborhood_blocks(  # noqa: E731
-        (n,), (3,), (1,), (1,), (False,), None, None, 0, torch.device("cpu"), False
+        (n,), (3,), (1,), (1,), (False,), None, None, 0, (128, 128), torch.device("cpu"), False
     )
     assert make(9) is make(9)
     for n in range(10, 80):
@@ -471,8 +472,8 @@ def test_compiled_calls_give_flex_attention_the_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("tiles", "words"),
     [
-        (((4, 4), None), "both tiles, or both None"),
-        ((None, (4, 4)), "both tiles, or both None"),
+        (((4, 4), None), "both, or both None"),
+        ((None, (4, 4)), "both, or both None"),
         (((4,), (4, 4)), "q_tile_shape"),
         (((4, 4), (4, 0)), "kv_tile_shape"),
         (((4, 4), 16), "kv_tile_shape"),
@@ -494,6 +495,16 @@ def test_wrong_tiles(tiles, words):
             q_tile_shape=tiles[0],
             kv_tile_shape=tiles[1],
         )
+
+
+@pytest.mark.parametrize(
+    ("tiles", "words"),
+    [((64, None), "both, or both None"), ((0, 64), "q_tile_size"), ((64, (64,)), "kv_tile_size")],
+)
+def test_wrong_tiles_of_dense_attention(tiles, words):
+    query = torch.randn(1, 6, 2, 8)
+    with pytest.raises(ValueError, match=words):
+        flex.dense(query, query, query, scale=1.0, q_tile_size=tiles[0], kv_tile_size=tiles[1])
 
 
 def test_compiled_tiles_are_powers_of_two():
