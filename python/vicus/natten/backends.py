@@ -1,0 +1,3 @@
+"""`natten.backends`."""
+
+from vicus.backends import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""`natten.types`."""
+
+from vicus.types import *  # noqa: F403

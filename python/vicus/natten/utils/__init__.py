@@ -1,0 +1,1 @@
+"""`natten.utils`."""
