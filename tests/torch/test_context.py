@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from vicus import _switches, context
+from vicus import _ops, _switches, context, na1d
 
 # Setter, argument, getter, value of the getter by default and after the setter.
 SWITCHES = [
@@ -320,3 +320,27 @@ def test_compiled_callers_follow_the_switches():
     torch.use_deterministic_algorithms(False)
     context.reset()
     assert value() == 18
+
+
+def test_operators_are_called_with_what_the_switches_say(monkeypatch):
+    given = []
+    operator = _ops.neighborhood
+    monkeypatch.setattr(_ops, "neighborhood", lambda *args: given.append(args[-1]) or operator(*args))
+    query = torch.randn(1, 9, 1, 8, requires_grad=True)
+
+    def options():
+        na1d(query, query, query, kernel_size=3).sum().backward()
+        return tuple(given.pop()[:4])
+
+    assert options() == ()  # everything has its default
+    with context.use_kv_parallelism_in_fused_na(False):
+        assert options() == (0, 0, 0, 0)
+        assert in_thread(options) == ()
+    with context.use_deterministic_algorithms():
+        assert options() == (0, 1, 0, 0)
+    with context.set_memory_usage_preference("strict"):
+        assert options() == (0, 0, 1, 1)
+    context.set_memory_usage_preference("unrestricted")
+    assert options() == in_thread(options) == (0, 0, 1, 2)
+    torch.use_deterministic_algorithms(True)
+    assert options() == (0, 1, 0, 2)
