@@ -143,7 +143,7 @@ def _options(
     switched, kv_parallelism, memory = context.backward_flags()
     deterministic = switched if deterministic is None else deterministic
     return _arguments.pack_options(
-        engine,
+        "auto" if engine == "flex" else engine,  # flex takes no options, but the same rules hold
         deterministic,
         kv_parallelism and not deterministic,
         memory,
@@ -336,6 +336,8 @@ def dense(
             causal=band[0],
             window_left=band[1],
             window_right=band[2],
+            q_tile_size=q_tile_size,
+            kv_tile_size=kv_tile_size,
             torch_compile=torch_compile,
         )
     elif _requires_grad(bias):
