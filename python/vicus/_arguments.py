@@ -324,6 +324,11 @@ def pack_options(
 _DEFAULT_OPTIONS = (0, 0, 1, 0, *_NO_EXTENTS, *_NO_EXTENTS, *_NO_EXTENTS)
 
 
+def autocasting(kind: str) -> bool:
+    """Whether an autocast region of this type of device is entered ("meta", for one, has none)."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def autocast(kind: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Tensors in the dtype of the current autocast region, as PyTorch's own attention casts them.
 

@@ -35,6 +35,7 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
         or torch._C._is_any_autocast_enabled()
         or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
@@ -100,10 +101,14 @@ def _requires_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _has_tangent(*tensors: Tensor | None) -> bool:
-    return forward_ad._current_level >= 0 and any(
-        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
-    )
+def _composition(*tensors: Tensor | None) -> str | None:
+    """Why these tensors need operators that PyTorch differentiates, or None when the fused ones serve."""
+    if torch._C._are_functorch_transforms_active():
+        return "transforms of torch.func"
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return None
+    dual = any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return "forward-mode derivatives" if dual else None
 
 
 def call(op: Any, tensors: MaybeTensors, *settings: Any) -> Any:
@@ -116,7 +121,7 @@ def call(op: Any, tensors: MaybeTensors, *settings: Any) -> Any:
 
 def _without_autocast(kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a composition of operators on tensors that autocast has been through."""
-    if not torch.is_autocast_enabled(kind):
+    if not _arguments.autocasting(kind):
         return function(*args, **kwargs)
     with torch.autocast(kind, enabled=False):
         return function(*args, **kwargs)
@@ -125,7 +130,7 @@ def _without_autocast(kind: str, function: Callable[..., Any], *args: Any, **kwa
 def _cast(tensors: MaybeTensors) -> MaybeTensors:
     """`tensors` as the autocast region of the first one's device wants them."""
     kind = tensors[0].device.type
-    return _arguments.autocast(kind, *tensors) if torch.is_autocast_enabled(kind) else tensors
+    return _arguments.autocast(kind, *tensors) if _arguments.autocasting(kind) else tensors
 
 
 def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool) -> str:
@@ -241,8 +246,8 @@ def neighborhood(
             kv_tile_shape=kv_tile_shape,
             torch_compile=torch_compile,
         )
-    elif _has_tangent(*tensors):
-        result = _composite("neighborhood", "forward-mode derivatives", *tensors, *mask, scale)
+    elif why := _composition(*tensors):
+        result = _composite("neighborhood", why, *tensors, *mask, scale)
     elif return_lse or options or _requires_grad(*tensors) or tensors[3] is not None or rpb is not None:
         result = call(_ops.neighborhood, tensors, *([int(n) for n in values] for values in mask), scale, options)
     else:
@@ -340,10 +345,8 @@ def dense(
             kv_tile_size=kv_tile_size,
             torch_compile=torch_compile,
         )
-    elif _requires_grad(bias):
-        result = _composite("dense", "the gradient of attn_mask", *tensors, *lists, *band, scale)
-    elif _has_tangent(*tensors, bias):
-        result = _composite("dense", "forward-mode derivatives", *tensors, *lists, *band, scale)
+    elif why := "the gradient of attn_mask" if _requires_grad(bias) else _composition(*tensors, bias):
+        result = _composite("dense", why, *tensors, *lists, *band, scale)
     elif return_lse or options or _requires_grad(*tensors) or any(x is not None for x in (*tensors[3:], *lists)):
         result = call(_ops.dense, (*tensors, *lists), *band, scale, options)
     else:
@@ -353,7 +356,7 @@ def dense(
 
 def merge(outputs: list[Tensor], logsumexps: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Merging of checked parts."""
-    if _has_tangent(*outputs, *logsumexps):
+    if _composition(*outputs, *logsumexps):
         return _without_autocast(outputs[0].device.type, _ops.composite_merge, outputs, logsumexps)
     if torch.compiler.is_compiling() or _requires_grad(*outputs, *logsumexps):
         return _ops.merge(outputs, logsumexps)

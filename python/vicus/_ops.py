@@ -265,7 +265,9 @@ def _register_fused(
             lambda *x: composite(*x, *rest), inputs[:differentiable], grads, ctx.wanted, upstream
         )
         # Output and logsumexp are functions of the inputs, which get the whole derivative.
-        return *of_grads, *of_inputs, *(None,) * (count - differentiable + 3)
+        # PyTorch takes an empty list for a list of tensors, and wants its gradients back as such.
+        nothing = [None if not isinstance(x, (list, tuple)) or x else [] for x in ctx.settings]
+        return *of_grads, *of_inputs, *(None,) * (tensors - differentiable + 2), *nothing, None
 
     torch.library.register_autograd(
         f"vicus::{name}_backward", gradients_of_gradients, setup_context=save_backward, lib=LIB

@@ -48,14 +48,14 @@ _DOC = """{title}
         kv_tile_shape: Keys per tile and axis, likewise.
         backward_q_tile_shape: `q_tile_shape` of the backward pass.
         backward_kv_tile_shape: `kv_tile_shape` of the backward pass.
-        backward_kv_splits: Parts per axis into which the backward pass may split the keys; None for the engine's choice.
+        backward_kv_splits: Parts per axis into which the backward pass splits the keys; None for the engine's choice.
         backward_use_pt_reduction: Accepted for NATTEN's sake, no effect.
         run_persistent_kernel: Accepted for NATTEN's sake, no effect.
         kernel_schedule: None, "non", "coop" or "pp": a hint to engines that have schedules.
         torch_compile: Compile FlexAttention, where that is the backend (see `vicus.context.allow_flex_compile`).
         return_lse: Whether to return the logsumexp too.
-        rpb: Relative positional bias `[H, 2 * kernel_size[0] - 1, ...]`, float32, float64 or the dtype of `query`, added
-            to the scaled scores: entry `(key - query) / dilation + kernel_size - 1` per axis.
+        rpb: Relative positional bias `[H, 2 * kernel_size[0] - 1, ...]`, float32, float64 or the dtype of `query`,
+            added to the scaled scores: entry `(key - query) / dilation + kernel_size - 1` per axis.
         deterministic: Whether gradients are bit-identical from run to run; None leaves it to `vicus.context` and
             `torch.use_deterministic_algorithms`.
 
@@ -231,18 +231,11 @@ def attention(
         those after `return_lse` of vicus.
     """
     special = return_lse or not (
-        (
-            seqlens_Q
-            is seqlens_KV
-            is cumulative_seqlen_Q
-            is cumulative_seqlen_KV
-            is max_seqlen_Q
-            is max_seqlen_KV
-            is None
-        )
-        and (backend is kernel_schedule is window_size is attn_mask is key_lengths is additional_keys is None)
-        and (q_tile_size is kv_tile_size is backward_q_tile_size is backward_kv_tile_size is backward_kv_splits is None)
-        and (additional_values is None and causal_alignment == "top_left")
+        (seqlens_Q is seqlens_KV is cumulative_seqlen_Q is cumulative_seqlen_KV is None)
+        and (max_seqlen_Q is max_seqlen_KV is backward_kv_splits is backend is kernel_schedule is None)
+        and (q_tile_size is kv_tile_size is backward_q_tile_size is backward_kv_tile_size is None)
+        and (window_size is attn_mask is key_lengths is additional_keys is additional_values is None)
+        and causal_alignment == "top_left"
     )
     if not special:
         output = _attend.quick_dense(query, key, value, is_causal, scale)
