@@ -210,3 +210,26 @@ def test_reduced_precision(name, dtype):
     assert logsumexp.dtype == torch.float32
     torch.testing.assert_close(logsumexp.double(), exact_logsumexp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.double(), exact, atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", ["padded, causal, tokens", "packed, causal", "bias that hides", "2d everything"])
+def test_torch_func(name):
+    p = PROBLEMS[name]
+    tensors = tensors_of(p)
+    function, leaves = function_of(p, tensors)
+
+    def loss(*x):
+        return sum(r.square().sum() for r in function(*x))
+
+    leaves = tuple(x.detach() for x in leaves)
+    at = tuple(range(len(leaves)))
+    wanted = torch.autograd.functional.hessian(loss, leaves)
+    for hessian in (torch.func.hessian(loss, at), torch.func.jacrev(torch.func.jacrev(loss, at), at)):
+        for row, other in zip(hessian(*leaves), wanted, strict=True):
+            for x, y in zip(row, other, strict=True):
+                torch.testing.assert_close(x, y)
+    stacked = [torch.stack([x, -2 * x]) for x in leaves]
+    together = torch.func.vmap(function)(*stacked)
+    for i in range(2):
+        for x, y in zip(together, function(*(x[i] for x in stacked)), strict=True):
+            torch.testing.assert_close(x[i], y)

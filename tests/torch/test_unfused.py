@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -437,8 +438,6 @@ def test_legacy_3d_form():
 def test_threads_share_nothing():
     case = Case(PROBLEMS["2d-everything"])
     function = functools.partial(case.qk, **case.qk_inputs)
-    from concurrent.futures import ThreadPoolExecutor
-
     expected = function()
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: function(), range(32)):
