@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vicus._library import LIB
 
@@ -217,6 +218,21 @@ def _wanted(needs: Sequence[bool]) -> int:
     return sum(1 << i for i, need in enumerate(needs) if need)
 
 
+def _with_tangents(backward: Callable[..., Sequence[Tensor]], grads: MaybeTensors) -> Sequence[Tensor]:
+    """Gradients out of those of the results, in which they are linear, with the forward-mode tangents of the latter.
+
+    The kernels know no tangents. (Inputs have none here: those go through the compositions.)
+    """
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return backward(*grads)
+    pairs = [(None, None) if g is None else forward_ad.unpack_dual(g) for g in grads]
+    if all(tangent is None for _, tangent in pairs):
+        return backward(*grads)
+    primals = backward(*(primal for primal, _ in pairs))
+    tangents = backward(*(None if p is None else torch.zeros_like(p) if t is None else t for p, t in pairs))
+    return [forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
+
+
 def _register_fused(
     name: str,
     backward: Any,
@@ -249,7 +265,8 @@ def _register_fused(
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         needs = ctx.needs_input_grad[:differentiable]
-        found = backward(grad_output, grad_logsumexp, *inputs, output, logsumexp, *ctx.settings, _wanted(needs))
+        rest = (*inputs, output, logsumexp, *ctx.settings, _wanted(needs))
+        found = _with_tangents(lambda *grads: backward(*grads, *rest), (grad_output, grad_logsumexp))
         return *(g if need else None for g, need in zip(found, needs, strict=True)), *(None,) * (count - differentiable)
 
     torch.library.register_autograd(f"vicus::{name}", gradients, setup_context=save, lib=LIB)
@@ -289,7 +306,8 @@ def _merge_gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tenso
     outputs, logsumexps = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
     if grad_output is None:
         grad_output = torch.zeros_like(outputs[0])
-    found = merge_backward(outputs, logsumexps, grad_output, grad_logsumexp)
+    grads = (grad_output, grad_logsumexp)
+    found = _with_tangents(lambda *grads: merge_backward(outputs, logsumexps, *grads), grads)
     return found[: ctx.parts], found[ctx.parts :]
 
 

@@ -230,3 +230,27 @@ def test_operator_refuses_tangents():
         dual = forward_ad.make_dual(q, torch.ones_like(q))
         with pytest.raises((RuntimeError, NotImplementedError)):
             _ops.neighborhood(dual, k, v, None, None, None, *MASK, 0.3, [])
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("kind", ["neighborhood", *DENSE, "merge"])
+def test_tangents_of_gradients(kind, create_graph):
+    """Forward over reverse where only what comes after the operator has tangents: gradients are linear in theirs."""
+    if kind == "merge":
+        outputs, logsumexps = parts()
+        results, leaves = _ops.merge(outputs, logsumexps), [*outputs, *logsumexps]
+    elif kind == "neighborhood":
+        leaves = neighborhood_tensors(True)
+        results = _ops.neighborhood(*leaves, *MASK, 0.3, [])
+    else:
+        tensors = dense_tensors(kind)
+        results = _ops.dense(*tensors, *DENSE[kind], 0.3, [])
+        leaves = [x for x in tensors if x is not None and x.requires_grad]
+    grads = [randn(*x.shape, seed=20, grad=False) for x in results]
+    tangents = [randn(*x.shape, seed=21, grad=False) for x in results]
+    wanted = torch.autograd.grad(results, leaves, tangents, retain_graph=True)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(g, t) for g, t in zip(grads, tangents, strict=True)]
+        found = torch.autograd.grad(results, leaves, duals, create_graph=create_graph)
+        for gradient, tangent in zip(found, wanted, strict=True):
+            torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, tangent)

@@ -122,7 +122,7 @@ def close(ours, theirs):
 # --- Values ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(problems(), st.booleans())
 def test_oracle(p, strided):
     case = Case(p, strided=strided)
