@@ -166,6 +166,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, *, dense: bool = Fa
     if dims != 4 if dense else dims not in (4, 5, 6):
         shape = "[batch, tokens, heads, head_dim]" if dense else "[batch, 1 to 3 token axes, heads, head_dim]"
         raise wrong("query.shape", tuple(query.shape), shape)
+    if key.shape == value.shape == query.shape and 0 not in query.shape[-2:]:
+        return  # the usual case
     for name, x in (("key", key), ("value", value)):
         if x.dim() != dims:
             raise wrong(f"{name}.shape", tuple(x.shape), f"as many dimensions as query, {dims}")
@@ -243,8 +245,16 @@ def check_rpb(query: Tensor, rpb: Tensor, kernel_size: Axes) -> None:
 
 
 def scale_of(scale: float | None, head_dim: int) -> float:
-    """The factor of query times key: `scale` as given, 0.0 too; None means `head_dim ** -0.5`."""
-    return head_dim**-0.5 if scale is None else scale
+    """The factor of query times key: `scale` as given, 0.0 too; None means `head_dim ** -0.5`.
+
+    Raises:
+        ValueError: `scale` is no number.
+    """
+    if scale is None:
+        return head_dim**-0.5
+    if not isinstance(scale, (float, int)):
+        raise wrong("scale", repr(scale), "a number, or None")
+    return scale
 
 
 def check_kernel_schedule(schedule: Any) -> None:

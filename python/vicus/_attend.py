@@ -69,7 +69,9 @@ def quick_neighborhood(
     windows, steps, gaps, causal, mask, usual_scale = seen
     if windows is not kernel_size or steps is not stride or gaps is not dilation or causal is not is_causal:
         return None
-    return _ops.neighborhood_inference(query, key, value, mask, usual_scale if scale is None else scale)
+    if scale is None:
+        scale = usual_scale
+    return _ops.neighborhood_inference(query, key, value, mask, scale) if type(scale) is float else None
 
 
 def _remember(rule: Rule, query: Tensor, given: tuple[Any, Any, Any, Any], mask: tuple[tuple[int, ...], ...]) -> None:
@@ -88,10 +90,13 @@ def quick_dense(query: Tensor, key: Tensor, value: Tensor, is_causal: Any, scale
     Returns:
         The output, or None: take the long way.
     """
-    if not _is_plain(query, key, value) or query.is_nested or (is_causal is not False and is_causal is not True):
+    if not _is_plain(query, key, value) or query.is_nested or query.dim() != 4:
         return None
-    scale = query.shape[-1] ** -0.5 if scale is None and query.numel() else scale
-    return None if scale is None else _ops.dense_inference(query, key, value, int(is_causal), -1, -1, scale)
+    if is_causal is not False and is_causal is not True:
+        return None
+    if scale is None and query.shape[-1] > 0:
+        scale = query.shape[-1] ** -0.5
+    return _ops.dense_inference(query, key, value, int(is_causal), -1, -1, scale) if type(scale) is float else None
 
 
 # --- The long way ----------------------------------------------------------------------------------------------------
@@ -143,18 +148,23 @@ def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool
 
 
 def _options(
-    engine: str, rank: int, deterministic: bool | None, splits: Any, q_tile: Any, backward_q_tile: Any
+    engine: str, rank: int, deterministic: bool | None, splits: Any, tiles: tuple[Any, Any, Any, Any], what: str
 ) -> tuple[int, ...]:
+    """The operators' options. `tiles` are queries and keys of the forward pass, then of the backward pass."""
+    names = (f"q_tile_{what}", f"kv_tile_{what}", f"backward_q_tile_{what}", f"backward_kv_tile_{what}")
+    q_tile, _, backward_q_tile, _ = (
+        _arguments.extents(name, tile, rank) for name, tile in zip(names, tiles, strict=True)
+    )
     switched, kv_parallelism, memory = context.backward_flags()
     deterministic = switched if deterministic is None else deterministic
     return _arguments.pack_options(
-        "auto" if engine == "flex" else engine,  # flex takes no options, but the same rules hold
+        engine,
         deterministic,
         kv_parallelism and not deterministic,
         memory,
         _arguments.extents("backward_kv_splits", splits, rank),
-        _arguments.extents("q_tile_shape", q_tile, rank),
-        _arguments.extents("backward_q_tile_shape", backward_q_tile, rank),
+        q_tile,
+        backward_q_tile,
     )
 
 
@@ -228,9 +238,8 @@ def neighborhood(
     _check_attention_kwargs(attention_kwargs, query)
     scale = _arguments.scale_of(scale, query.shape[-1])
     engine = _engine(backend, query, False, torch_compile)
-    options = _options(engine, axes, deterministic, backward_kv_splits, q_tile_shape, backward_q_tile_shape)
-    _arguments.extents("kv_tile_shape", kv_tile_shape, axes)
-    _arguments.extents("backward_kv_tile_shape", backward_kv_tile_shape, axes)
+    tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
+    options = _options(engine, axes, deterministic, backward_kv_splits, tiles, "shape")
 
     if engine == "flex":
         from vicus import flex
@@ -319,9 +328,8 @@ def dense(
     band = _arguments_dense.band(is_causal, causal_alignment, window_size)
     scale = _arguments.scale_of(scale, query.shape[-1])
     engine = _engine(backend, query, True, torch_compile)
-    options = _options(engine, 1, deterministic, backward_kv_splits, q_tile_size, backward_q_tile_size)
-    _arguments.extents("kv_tile_size", kv_tile_size, 1)
-    _arguments.extents("backward_kv_tile_size", backward_kv_tile_size, 1)
+    tiles = (q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size)
+    options = _options(engine, 1, deterministic, backward_kv_splits, tiles, "size")
     lists = (bias, key_lengths, cumulative_q, cumulative_kv)
 
     if engine == "flex":
