@@ -1,0 +1,45 @@
+// What a kernel is called with. Plain C++ for the host compiler and NVRTC alike, without includes. What a kernel is
+// compiled for (head dims, windows, tiles, features) is not here but in constants put before its text; see spec.h.
+#ifndef VICUS_GPU_ARGS_H_
+#define VICUS_GPU_ARGS_H_
+
+namespace vicus::gpu {
+
+/// A heads-last tensor [B, *X, H, D] or a logsumexp [B, *X, H]; strides in elements, token axes trailing in three.
+struct Rows {
+  void* data = nullptr;
+  long long batch = 0, head = 0;
+  long long token[3] = {};
+};
+
+/// Relative positional bias [H, 2 w0 - 1, ...] or an additive mask [B, H, Sq, Sk] (batch and head 0 where broadcast).
+struct Bias {
+  void* data = nullptr;
+  long long batch = 0, head = 0;
+  long long axis[3] = {};
+};
+
+/// How blocks map to work: tiles of queries, fastest first, then heads, then cells (sequence x residue class).
+struct Work {
+  int tiles[3] = {1, 1, 1};    ///< of the largest cell
+  int head_blocks = 1;         ///< query tiles along the heads
+  int classes[3] = {1, 1, 1};  ///< residue classes per axis
+};
+
+struct ForwardArgs {
+  Rows query, key, value, additional_keys, additional_values, output, logsumexp;
+  Bias bias;
+  Work work;
+  int len[3] = {1, 1, 1};  ///< tokens of the layout; dense: queries
+  int keys = 0;            ///< dense
+  int heads = 1, heads_kv = 1;
+  int additional = 0;
+  float scale_log2 = 1;  ///< scale * log2(e)
+  const int* cumulative_queries = nullptr;
+  const int* cumulative_keys = nullptr;
+  const int* key_lengths = nullptr;
+};
+
+}  // namespace vicus::gpu
+
+#endif  // VICUS_GPU_ARGS_H_

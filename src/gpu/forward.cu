@@ -1,0 +1,397 @@
+// Attention forward with tensor cores of sm_80 and later, for 16-bit storage: one block per tile of queries, over the key
+// tiles of its hull (FlashAttention-2: Dao 2023; online softmax: Milakov and Gimelshein 2018).
+//
+// Warps own 16 * kRowBlocks rows each. Key tiles start where the hull starts and are boxes of kTileKv; a ring of kStages
+// tiles is loaded with cp.async while the warps multiply. A tile that every query sees needs no mask; one that no query of
+// a warp sees is skipped by that warp; the others are masked with the bits of key_mask. Rows lie in shared memory with 16
+// bytes of padding, which keeps ldmatrix free of bank conflicts.
+//
+// Constants of the prologue, besides those of tiles.cuh: kF16, kHeadDim, kHeadDimV, kWarps, kRowBlocks, kStages, kMinBlocks,
+// kVectors (16-byte loads are legal), kPreScale (logits are scaled one by one), kAdditional, kLogsumexp, kBiasKind.
+#include "bias.cuh"
+#include "load.cuh"
+#include "tiles.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kThreads = kWarps * 32;
+constexpr int kWarpRows = 16 * kRowBlocks;
+constexpr int kRows = kWarps * kWarpRows;
+constexpr int kDq = (kHeadDim + 15) / 16 * 16;
+constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
+constexpr int kQStride = kDq + 8, kVStride = kDv + 8;  // elements of a row in shared memory
+constexpr int kKeyBlocks = kKeys / 8;
+constexpr float kNothing = -1.0f / 0.0f;
+
+static_assert(kKeys % 16 == 0 && kRows >= kTileHeads * kPositions);
+
+struct Smem {
+  union {
+    u16 query[kRows * kQStride];
+    u16 out[kRows * kVStride];
+  };
+  u16 key[kStages][kKeys * kQStride];
+  u16 value[kStages][kKeys * kVStride];
+  Span seen[kRows][3];  // keys of each row, per axis
+  Box warp_hull[kWarps], warp_core[kWarps];
+};
+
+// The key tiles of a block: boxes over the hull, row-major, then the additional tokens.
+struct KeyWalk {
+  Position origin;
+  bool additional = false;
+  __device__ __forceinline__ void begin(const Box& hull) {
+    for (int a = 0; a < 3; ++a) origin.at[a] = a < kFirstAxis ? 0 : hull.axis[a].begin;
+    if (hull.empty()) begin_additional();
+  }
+  __device__ __forceinline__ void begin_additional() {
+    additional = true;
+    origin.at[0] = origin.at[1] = origin.at[2] = 0;
+  }
+  __device__ __forceinline__ void next(const Box& hull) {
+    if (kAdditional && additional) {
+      origin.at[2] += kKeys;
+      return;
+    }
+    for (int a = 2; a >= kFirstAxis; --a) {
+      origin.at[a] += kTileKv[a];
+      if (origin.at[a] < hull.axis[a].end) return;
+      origin.at[a] = hull.axis[a].begin;
+    }
+    begin_additional();
+  }
+};
+
+struct Sources {
+  Placed key, value, additional_key, additional_value;
+  int limit[3];
+};
+
+__device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources& from, const KeyWalk& walk, int head,
+                                          u16* key, u16* value) {
+  if (kAdditional && walk.additional) {
+    const auto row = [&](int c, Position& p) {
+      p.at[0] = p.at[1] = 0;
+      p.at[2] = walk.origin.at[2] + c;
+      return p.at[2] < args.additional;
+    };
+    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.additional_keys, from.additional_key, head, row, key);
+    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.additional_values, from.additional_value, head, row, value);
+  } else {
+    const auto row = [&](int c, Position& p) {
+      p = key_position(walk.origin, c);
+      bool inside = true;
+      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < from.limit[a];
+      return inside;
+    };
+    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.key, from.key, head, row, key);
+    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.value, from.value, head, row, value);
+  }
+}
+
+// What the rows of this warp see: of each row, of any (hull), of all (core).
+__device__ __forceinline__ void note_windows(Smem& smem, const Cell& cell, const QueryTile& tile) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Box hull, core;
+  for (int a = 0; a < 3; ++a) {
+    hull.axis[a] = {geometry::kMaxLen, 0};
+    core.axis[a] = {0, geometry::kMaxLen};
+  }
+  for (int r = lane; r < kWarpRows; r += 32) {
+    const int row = warp * kWarpRows + r;
+    const Position p = row_position(tile, row);
+    const bool exists = row_exists(tile, row, p);
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const Span seen = exists ? geometry::window(cell.grid.axis[a], p.at[a]) : Span{0, 0};
+      smem.seen[row][a] = seen;
+      if (!exists) continue;
+      hull.axis[a] = {geometry::lo(hull.axis[a].begin, seen.begin), geometry::hi(hull.axis[a].end, seen.end)};
+      core.axis[a] = {geometry::hi(core.axis[a].begin, seen.begin), geometry::lo(core.axis[a].end, seen.end)};
+    }
+  }
+  for (int a = kFirstAxis; a < 3; ++a) {
+    hull.axis[a] = {__reduce_min_sync(~0u, hull.axis[a].begin), __reduce_max_sync(~0u, hull.axis[a].end)};
+    core.axis[a] = {__reduce_max_sync(~0u, core.axis[a].begin), __reduce_min_sync(~0u, core.axis[a].end)};
+    if (lane == 0) {
+      smem.warp_hull[warp].axis[a] = hull.axis[a];
+      smem.warp_core[warp].axis[a] = core.axis[a];
+    }
+  }
+}
+
+enum class TileUse { skip, whole, masked };
+
+__device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, int additional) {
+  if (kAdditional && walk.additional) {
+    return walk.origin.at[2] + kKeys <= additional ? TileUse::whole : TileUse::masked;
+  }
+  bool seen = true, whole = true;
+  for (int a = kFirstAxis; a < 3; ++a) {
+    const Span tile = {walk.origin.at[a], walk.origin.at[a] + kTileKv[a]};
+    seen = seen && !geometry::intersect(hull.axis[a], tile).empty();
+    whole = whole && core.axis[a].contains(tile);
+  }
+  return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
+}
+
+// Accumulators of a warp: block m holds rows 16 m + lane / 4 (registers 0, 1) and 8 more (2, 3), columns 8 n + 2 (lane % 4)
+// and the next.
+template <int kColumns>
+struct Sums {
+  float at[kRowBlocks][kColumns][4];
+};
+
+// scores[row][key] = query[row] . key[key]
+__device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, Sums<kKeyBlocks>& scores) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int m = 0; m < kRowBlocks; ++m) {
+    for (int n = 0; n < kKeyBlocks; ++n) {
+      for (int i = 0; i < 4; ++i) scores.at[m][n][i] = 0;
+    }
+  }
+  // A: rows lane % 16, columns of 8 by lane / 16. B (two blocks of 8 keys): keys lane % 8 + 8 (lane / 16), columns of 8.
+  const u32 a = smem_address(query) + 2 * ((warp * kWarpRows + lane % 16) * kQStride + lane / 16 * 8);
+  const u32 b = smem_address(key) + 2 * ((lane % 8 + lane / 16 * 8) * kQStride + lane / 8 % 2 * 8);
+#pragma unroll
+  for (int d = 0; d < kDq; d += 16) {
+    u32 q[kRowBlocks][4];
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) ldmatrix_x4(q[m], a + 2 * (16 * m * kQStride + d));
+#pragma unroll
+    for (int n = 0; n < kKeyBlocks; n += 2) {
+      u32 k[4];
+      ldmatrix_x4(k, b + 2 * (8 * n * kQStride + d));
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        Half::mma(scores.at[m][n], q[m], k[0], k[1]);
+        Half::mma(scores.at[m][n + 1], q[m], k[2], k[3]);
+      }
+    }
+  }
+}
+
+// out[row][f] += weight[row][key] * value[key][f]
+__device__ __forceinline__ void multiply_values(const u16* value, const Sums<kKeyBlocks>& weights, Sums<kDv / 8>& out) {
+  const int lane = threadIdx.x % 32;
+  const u32 b = smem_address(value) + 2 * (lane % 16 * kVStride + lane / 16 * 8);
+#pragma unroll
+  for (int n = 0; n < kKeyBlocks; n += 2) {
+    u32 p[kRowBlocks][4];
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) {
+      for (int half = 0; half < 2; ++half) {
+        const float(&w)[4] = weights.at[m][n + half];
+        p[m][2 * half] = Half::pack(w[0], w[1]);
+        p[m][2 * half + 1] = Half::pack(w[2], w[3]);
+      }
+    }
+#pragma unroll
+    for (int f = 0; f < kDv / 8; f += 2) {
+      u32 v[4];
+      ldmatrix_x4_trans(v, b + 2 * (8 * n * kVStride + 8 * f));
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        Half::mma(out.at[m][f], p[m], v[0], v[1]);
+        Half::mma(out.at[m][f + 1], p[m], v[2], v[3]);
+      }
+    }
+  }
+}
+
+// Hides what the rows do not see. With kPreScale, scores become scores * scale + bias, in powers of two.
+__device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Smem& smem, const Cell& cell,
+                                            const QueryTile& tile, const KeyWalk& walk, Sums<kKeyBlocks>& scores) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
+      const bool additional = kAdditional && walk.additional;
+      KeyMask mask;
+      if (additional) {
+        for (int w = 0; w < kMaskWords; ++w) {
+          mask.word[w] = bits_between(0, args.additional - walk.origin.at[2] - 64 * w);
+        }
+      } else {
+        Span seen[3];
+        for (int a = kFirstAxis; a < 3; ++a) seen[a] = smem.seen[row][a];
+        mask = key_mask(seen, walk.origin);
+      }
+      const bool biased = kBiasKind != kBiasNone && !additional;
+      long long bias = 0;
+      if (kBiasKind != kBiasNone) bias = bias_row(args, cell, tile.head + row / kPositions, row_position(tile, row));
+      for (int w = 0; w < kMaskWords; ++w) mask.word[w] >>= 2 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < kKeyBlocks; ++n) {
+        const u32 bits = static_cast<u32>(mask.word[8 * n / 64] >> (8 * n / 32 % 2 * 32)) >> (8 * n % 32);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& s = scores.at[m][n][2 * half + i];
+          const bool seen = (bits & (1 << i)) != 0;
+          if constexpr (kPreScale) s *= args.scale_log2;
+          if (biased && seen) s += bias_at(args, bias, key_position(walk.origin, 8 * n + 2 * (lane % 4) + i));
+          if (!seen) s = kNothing;
+        }
+      }
+    }
+  }
+}
+
+struct Softmax {
+  float top[kRowBlocks][2], sum[kRowBlocks][2];
+  __device__ __forceinline__ void begin() {
+    for (int m = 0; m < kRowBlocks; ++m) {
+      for (int half = 0; half < 2; ++half) {
+        top[m][half] = kNothing;
+        sum[m][half] = 0;
+      }
+    }
+  }
+  // Scores to weights; sums so far are scaled to the new maximum.
+  __device__ __forceinline__ void step(Sums<kKeyBlocks>& scores, float scale, Sums<kDv / 8>& out) {
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m) {
+      float factor[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float most = top[m][half];
+#pragma unroll
+        for (int n = 0; n < kKeyBlocks; ++n) {
+          most = fmaxf(most, fmaxf(scores.at[m][n][2 * half], scores.at[m][n][2 * half + 1]));
+        }
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+        const float base = most == kNothing ? 0.0f : most * scale;
+        factor[half] = exp2_approx(top[m][half] * scale - base);
+        if (top[m][half] == kNothing) factor[half] = 0;
+        top[m][half] = most;
+        float total = 0;
+#pragma unroll
+        for (int n = 0; n < kKeyBlocks; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& s = scores.at[m][n][2 * half + i];
+            s = exp2_approx(s * scale - base);
+            total += s;
+          }
+        }
+        sum[m][half] = sum[m][half] * factor[half] + total;
+      }
+      if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
+#pragma unroll
+        for (int f = 0; f < kDv / 8; ++f) {
+          out.at[m][f][0] *= factor[0];
+          out.at[m][f][1] *= factor[0];
+          out.at[m][f][2] *= factor[1];
+          out.at[m][f][3] *= factor[1];
+        }
+      }
+    }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const __grid_constant__ ForwardArgs args) {
+  extern __shared__ __align__(128) unsigned char dynamic[];
+  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Cell cell;
+  const QueryTile tile = tile_of_block(args, cell);
+  if (tile.box.empty()) return;
+  note_windows(smem, cell, tile);
+  Box hull;
+  int tiles = 1;
+  for (int a = 0; a < 3; ++a) {
+    hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], tile.box.axis[a]);
+    tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
+  }
+  if (kAdditional) tiles += geometry::ceil_div(args.additional, kKeys);
+
+  Sources from;
+  from.key = place(args.key, cell, cell.first_key);
+  from.value = place(args.value, cell, cell.first_key);
+  if (kAdditional) {
+    from.additional_key = place_additional(args.additional_keys, cell);
+    from.additional_value = place_additional(args.additional_values, cell);
+  }
+  for (int a = kFirstAxis; a < 3; ++a) from.limit[a] = cell.grid.axis[a].keys;
+
+  const Placed query = place(args.query, cell, cell.first_query);
+  load_query_rows<kRows, kHeadDim, kQStride, kThreads>(args.query, query, tile, smem.query);
+  cp_async_commit();
+  KeyWalk ahead;
+  ahead.begin(hull);
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < tiles) {
+      load_keys(args, from, ahead, tile.kv_head, smem.key[s], smem.value[s]);
+      ahead.next(hull);
+    }
+    cp_async_commit();
+  }
+
+  Softmax softmax;
+  softmax.begin();
+  Sums<kDv / 8> out = {};
+  const float scale = kPreScale ? 1.0f : args.scale_log2;
+  KeyWalk walk;
+  walk.begin(hull);
+  int stage = 0;
+  for (int t = 0; t < tiles; ++t) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();
+    if (t + kStages - 1 < tiles) {
+      const int free = stage == 0 ? kStages - 1 : stage - 1;
+      load_keys(args, from, ahead, tile.kv_head, smem.key[free], smem.value[free]);
+      ahead.next(hull);
+    }
+    cp_async_commit();
+    const TileUse use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, args.additional);
+    if (use != TileUse::skip) {
+      Sums<kKeyBlocks> scores;
+      multiply_keys(smem.query, smem.key[stage], scores);
+      if (kPreScale || use == TileUse::masked) mask_scores(args, smem, cell, tile, walk, scores);
+      softmax.step(scores, scale, out);
+      multiply_values(smem.value[stage], scores, out);
+    }
+    walk.next(hull);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  __syncthreads();  // query rows are read by their own warp only, but out rows overlap those of others
+
+  bool wrong = false;  // NaN or infinite: perhaps from a key that the row does not see
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = softmax.sum[m][half];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
+#pragma unroll
+      for (int f = 0; f < kDv / 8; ++f) {
+        const float x = out.at[m][f][2 * half] * factor, y = out.at[m][f][2 * half + 1] * factor;
+        wrong = wrong || !(fabsf(x) < 1.0f / 0.0f && fabsf(y) < 1.0f / 0.0f);
+        *reinterpret_cast<u32*>(&smem.out[row * kVStride + 8 * f + 2 * (lane % 4)]) = Half::pack(x, y);
+      }
+      if constexpr (kLogsumexp) {
+        const Position p = row_position(tile, row);
+        if (lane % 4 == 0 && row_exists(tile, row, p)) {
+          const float lse = sum == 0 ? kNothing : (softmax.top[m][half] * scale + log2_approx(sum)) * 0.693147180559945f;
+          const Placed place_lse = place(args.logsumexp, cell, cell.first_query);
+          static_cast<float*>(args.logsumexp.data)[place_lse.row(p, tile.head + row / kPositions)] = lse;
+        }
+      }
+    }
+  }
+  __syncwarp();
+  store_query_rows<kHeadDimV, kVStride, kWarpRows>(args.output, place(args.output, cell, cell.first_query), tile,
+                                                   smem.out, warp * kWarpRows);
+  if (__any_sync(~0u, wrong)) {
+    __syncwarp();
+    for (int r = 0; r < kWarpRows; ++r) careful_row(args, warp * kWarpRows + r);
+  }
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,182 @@
+// Tiles of queries and keys: which row is which position, where it lies in memory, which keys it sees. Windows come from
+// geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTileKv (extents), kWindow, kStep, kCausal, kDilation, kRank,
+// kDense (a band axis with kBandLeft, kBandRight, kBandBottom), kPacked, kKeyLengths.
+#pragma once
+
+#include "args.h"
+#include "mma.cuh"
+#include "vicus/geometry.h"
+
+namespace vicus::gpu {
+
+using geometry::Axis;
+using geometry::Box;
+using geometry::Grid;
+using geometry::Span;
+
+constexpr int kPositions = kTileQ[0] * kTileQ[1] * kTileQ[2];  // of a query tile, for one head
+constexpr int kKeys = kTileKv[0] * kTileKv[1] * kTileKv[2];    // of a key tile
+constexpr int kFirstAxis = 3 - kRank;                          // axes before have one position
+constexpr int kNoQuery = -1;
+
+struct Position {
+  int at[3];
+};
+
+// One sequence of one residue class. Rows of a tensor start at offset + position . step.
+struct Cell {
+  Grid grid;
+  int batch, first_query, first_key;
+  int residue[3];
+};
+
+struct Placed {
+  long long origin, step[3], head;
+  __device__ __forceinline__ long long row(const Position& p, int h) const {
+    long long offset = origin + h * head;
+    for (int a = kFirstAxis; a < 3; ++a) offset += p.at[a] * step[a];
+    return offset;
+  }
+};
+
+__device__ __forceinline__ Placed place(const Rows& t, const Cell& cell, int first_token) {
+  Placed p;
+  p.origin = cell.batch * t.batch + first_token * t.token[2];
+  p.head = t.head;
+  for (int a = kFirstAxis; a < 3; ++a) {
+    p.origin += cell.residue[a] * t.token[a];
+    p.step[a] = t.token[a] * kDilation[a];
+  }
+  return p;
+}
+
+// Rows of the additional tokens [B, T, Hkv, D], as positions (0, 0, t).
+__device__ __forceinline__ Placed place_additional(const Rows& t, const Cell& cell) {
+  Placed p;
+  p.origin = cell.batch * t.batch;
+  p.head = t.head;
+  p.step[0] = p.step[1] = 0;
+  p.step[2] = t.token[2];
+  return p;
+}
+
+__device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
+  Cell cell;
+  cell.first_query = cell.first_key = 0;
+  for (int a = 0; a < 3; ++a) cell.residue[a] = 0;
+  if constexpr (kDense) {
+    int queries = args.len[2], keys = args.keys;
+    cell.batch = index;
+    if constexpr (kPacked) {
+      cell.batch = 0;
+      cell.first_query = args.cumulative_queries[index];
+      cell.first_key = args.cumulative_keys[index];
+      queries = args.cumulative_queries[index + 1] - cell.first_query;
+      keys = args.cumulative_keys[index + 1] - cell.first_key;
+    }
+    if constexpr (kKeyLengths) keys = args.key_lengths[index];
+    cell.grid.axis[2] = geometry::band_axis(queries, keys, kBandLeft, kBandRight, kBandBottom ? keys - queries : 0);
+  } else {
+    for (int a = 2; a >= kFirstAxis; --a) {
+      cell.residue[a] = index % args.work.classes[a];
+      index /= args.work.classes[a];
+      const int len = geometry::class_len(args.len[a], kDilation[a], cell.residue[a]);
+      cell.grid.axis[a] = geometry::neighborhood_axis(len, kWindow[a], kStep[a], kCausal[a]);
+    }
+    cell.batch = index;
+  }
+  return cell;
+}
+
+// A tile of queries: `heads` query heads of one key/value head times a box of positions.
+struct QueryTile {
+  Box box;
+  int head, heads, kv_head;
+};
+
+// The tile and the cell of the calling block.
+__device__ __forceinline__ QueryTile tile_of_block(const ForwardArgs& args, Cell& cell) {
+  int block = static_cast<int>(blockIdx.x);
+  int at[3] = {0, 0, 0};
+  for (int a = 2; a >= kFirstAxis; --a) {
+    at[a] = block % args.work.tiles[a];
+    block /= args.work.tiles[a];
+    if (kDense || kCausal[a]) at[a] = args.work.tiles[a] - 1 - at[a];  // the longest first
+  }
+  const int head_block = block % args.work.head_blocks;
+  cell = make_cell(args, block / args.work.head_blocks);
+  const int group = args.heads / args.heads_kv, blocks_of_group = geometry::ceil_div(group, kTileHeads);
+  QueryTile tile;
+  tile.kv_head = head_block / blocks_of_group;
+  const int first = head_block % blocks_of_group * kTileHeads;
+  tile.head = tile.kv_head * group + first;
+  tile.heads = geometry::lo(kTileHeads, group - first);
+  for (int a = 0; a < 3; ++a) {
+    tile.box.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], cell.grid.axis[a].queries);
+  }
+  return tile;
+}
+
+// Row r of a tile: head-major, then positions row-major over kTileQ.
+__device__ __forceinline__ Position row_position(const QueryTile& tile, int row) {
+  const int p = row % kPositions;
+  Position at;
+  at.at[0] = tile.box.axis[0].begin + p / (kTileQ[1] * kTileQ[2]);
+  at.at[1] = tile.box.axis[1].begin + p / kTileQ[2] % kTileQ[1];
+  at.at[2] = tile.box.axis[2].begin + p % kTileQ[2];
+  return at;
+}
+__device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const Position& p) {
+  bool inside = row < kTileHeads * kPositions && row / kPositions < tile.heads;
+  for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < tile.box.axis[a].end;
+  return inside;
+}
+
+// Key `c` of a tile of keys that starts at `origin`.
+__device__ __forceinline__ Position key_position(const Position& origin, int c) {
+  Position at;
+  at.at[0] = origin.at[0] + c / (kTileKv[1] * kTileKv[2]);
+  at.at[1] = origin.at[1] + c / kTileKv[2] % kTileKv[1];
+  at.at[2] = origin.at[2] + c % kTileKv[2];
+  return at;
+}
+
+// Bit c of the mask is set when key c of the tile lies in `seen` (positions relative to the tile), one axis after the
+// other: the bits of a line, repeated for every line that is seen.
+constexpr int kMaskWords = (kKeys + 63) / 64;
+struct KeyMask {
+  u64 word[kMaskWords];
+};
+
+__device__ __forceinline__ u64 bits_between(int begin, int end) {  // of 64
+  const u64 below_end = end >= 64 ? ~0ull : end <= 0 ? 0ull : (1ull << end) - 1;
+  return begin <= 0 ? below_end : begin >= 64 ? 0ull : below_end & ~((1ull << begin) - 1);
+}
+
+__device__ __forceinline__ KeyMask key_mask(const Span (&seen)[3], const Position& origin) {
+  KeyMask mask;
+  if constexpr (kRank == 1) {
+    const int begin = seen[2].begin - origin.at[2], end = seen[2].end - origin.at[2];
+    for (int w = 0; w < kMaskWords; ++w) mask.word[w] = bits_between(begin - 64 * w, end - 64 * w);
+  } else {
+    for (int w = 0; w < kMaskWords; ++w) mask.word[w] = 0;
+    const u64 line = bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) &
+                     bits_between(0, kTileKv[2]);
+#pragma unroll
+    for (int i = 0; i < kTileKv[0]; ++i) {
+      const bool in_plane = kRank < 3 || seen[0].contains(origin.at[0] + i);
+#pragma unroll
+      for (int j = 0; j < kTileKv[1]; ++j) {
+        const u64 here = in_plane && seen[1].contains(origin.at[1] + j) ? line : 0ull;
+        const int first = (i * kTileKv[1] + j) * kTileKv[2];  // a line may lie in two words
+        mask.word[first / 64] |= here << (first % 64);
+        if (first / 64 + 1 < kMaskWords && first % 64 + kTileKv[2] > 64) {
+          mask.word[first / 64 + 1] |= here >> (64 - first % 64);
+        }
+      }
+    }
+  }
+  return mask;
+}
+
+}  // namespace vicus::gpu
