@@ -42,6 +42,8 @@ def nvrtc():
     spec = importlib.util.find_spec("nvidia")
     libraries = [p for root in spec.submodule_search_locations for p in pathlib.Path(root).glob("**/libnvrtc.so.*")]
     assert libraries, "the Python package nvidia-cuda-nvrtc is not installed"
+    for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(builtins))  # NVRTC opens it by its name alone, which sanitizers' dlopen looks for elsewhere
     return ctypes.CDLL(str(libraries[0]))
 
 
