@@ -27,6 +27,31 @@ class VICUS_API Unsupported : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A call of the CUDA driver failed; `what()` names the call, the code and what was being done.
+class VICUS_API DriverError : public std::runtime_error {
+ public:
+  DriverError(std::string call, int code, const std::string& text)
+      : std::runtime_error(call + " failed: " + text), call_(std::move(call)), code_(code) {}
+  [[nodiscard]] const std::string& call() const noexcept { return call_; }
+  /// The driver's CUresult.
+  [[nodiscard]] int code() const noexcept { return code_; }
+
+ private:
+  std::string call_;
+  int code_;
+};
+
+/// A GPU kernel did not compile; `what()` ends with the compiler's log.
+class VICUS_API CompileError : public std::runtime_error {
+ public:
+  CompileError(const std::string& text, std::string log)
+      : std::runtime_error(text + "\n" + log), log_(std::move(log)) {}
+  [[nodiscard]] const std::string& log() const noexcept { return log_; }
+
+ private:
+  std::string log_;
+};
+
 }  // namespace vicus
 
 #endif  // VICUS_ERROR_H_

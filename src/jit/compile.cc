@@ -1,0 +1,110 @@
+#include "jit/compile.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <string_view>
+#include <vector>
+
+#include "core/log.h"
+#include "jit/cache.h"
+#include "jit/nvrtc.h"
+#include "jit/sha256.h"
+#include "vicus/error.h"
+#include "vicus/info.h"
+
+namespace vicus::jit {
+namespace {
+
+/// `arch`, or the one that this NVRTC knows and whose code runs there.
+Arch compilable(const Nvrtc& nvrtc, Arch arch, bool arch_specific) {
+  const std::vector<int>& known = nvrtc.architectures();
+  for (int minor = arch.minor; minor >= (arch_specific ? arch.minor : 0); --minor) {
+    if (std::find(known.begin(), known.end(), 10 * arch.major + minor) == known.end()) continue;
+    return {arch.major, minor};
+  }
+  std::string list;
+  for (const int each : known) list += (list.empty() ? "" : ", ") + std::to_string(each);
+  throw Unsupported("architecture is " + name_of(arch) + "; NVRTC " + nvrtc.version() + " (" + nvrtc.path() +
+                    ") compiles for: " + list);
+}
+
+std::vector<std::string> options_for(Arch arch, bool arch_specific) {
+  return {"--gpu-architecture=" + name_of(arch) + (arch_specific ? "a" : ""), "--std=c++20", "--ptxas-options=-v"};
+}
+
+/// All that the machine code depends on, but for the compiler's version.
+std::string digest(const std::string& text, const std::vector<EmbeddedFile>& headers,
+                   const std::vector<std::string>& options) {
+  Sha256 sum;
+  sum.add_sized(version());
+  sum.add_sized(text);
+  for (const std::string& option : options) sum.add_sized(option);
+  for (const EmbeddedFile& header : headers) {
+    sum.add_sized(header.name);
+    sum.add_sized(header.text);
+  }
+  return hex(sum.finish());
+}
+
+/// Finds " 12 bytes stack frame" and the like in ptxas's report: the numbers before `unit`, one by one.
+template <class Use>
+void each_number(std::string_view log, std::string_view unit, const Use& use) {
+  for (std::size_t at = log.find(unit); at != std::string_view::npos; at = log.find(unit, at + 1)) {
+    std::size_t begin = at;
+    while (begin > 0 && log[begin - 1] >= '0' && log[begin - 1] <= '9') --begin;
+    int value = 0;
+    if (std::from_chars(log.data() + begin, log.data() + at, value).ec == std::errc()) use(value);
+  }
+}
+
+void read_log(CompileReport& report) {
+  const std::string_view log = report.log;
+  constexpr std::string_view kEntry = "Compiling entry function '";
+  const std::size_t entry = log.find(kEntry);
+  if (entry == std::string_view::npos || log.find(kEntry, entry + 1) != std::string_view::npos) {
+    throw CompileError("a kernel source has exactly one __global__ function", report.log);
+  }
+  const std::string_view name = log.substr(entry + kEntry.size());
+  report.kernel = name.substr(0, name.find('\''));
+  // Functions that were not inlined have frames and spills of their own.
+  each_number(log, " bytes stack frame", [&](int n) { report.stack_bytes = std::max(report.stack_bytes, n); });
+  each_number(log, " bytes cumulative stack", [&](int n) { report.stack_bytes = std::max(report.stack_bytes, n); });
+  each_number(log, " bytes spill stores", [&](int n) { report.spill_store_bytes += n; });
+  each_number(log, " bytes spill loads", [&](int n) { report.spill_load_bytes += n; });
+  each_number(log, " registers", [&](int n) { report.registers = std::max(report.registers, n); });
+  each_number(log, " bytes smem", [&](int n) { report.shared_bytes += n; });
+}
+
+}  // namespace
+
+std::string name_of(Arch arch) { return "sm_" + std::to_string(10 * arch.major + arch.minor); }
+
+std::string cubin(const Source& source, Arch arch, CompileReport* report) {
+  const Nvrtc& compiler = nvrtc();
+  const std::string text = text_of(source);
+  const std::vector<EmbeddedFile> headers = headers_of(text);
+  const std::vector<std::string> options =
+      options_for(compilable(compiler, arch, source.arch_specific), source.arch_specific);
+
+  CompileReport made;
+  const auto build = [&] {
+    const auto start = std::chrono::steady_clock::now();
+    Nvrtc::Result result = compiler.compile(name_of(source), text, headers, options);
+    made.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return DiskCache::Entry{std::move(result.cubin), std::move(result.log)};
+  };
+  DiskCache::Entry entry =
+      user_cache().get(digest(text, headers, options) + "-nvrtc" + compiler.version(), build, made.from_cache);
+  made.log = std::move(entry.log);
+  read_log(made);
+  if (log_wanted(LogLevel::debug)) {
+    log(LogLevel::debug, name_of(source) + " for " + options.front().substr(options.front().find('=') + 1) + ": " +
+                             std::to_string(made.registers) + " registers, " +
+                             (made.from_cache ? "from the cache" : std::to_string(made.seconds) + " s to compile"));
+  }
+  if (report != nullptr) *report = std::move(made);
+  return std::move(entry.cubin);
+}
+
+}  // namespace vicus::jit

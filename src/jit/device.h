@@ -1,0 +1,52 @@
+// CUDA devices and the context that calls run in.
+#ifndef VICUS_JIT_DEVICE_H_
+#define VICUS_JIT_DEVICE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "jit/compile.h"
+
+namespace vicus::jit {
+
+struct Device {
+  int ordinal = 0;
+  std::string name;
+  Arch arch;
+  int multiprocessors = 0;
+  int shared_bytes_per_block = 0, shared_bytes_per_multiprocessor = 0;  // the most a kernel may ask for
+  int l2_bytes = 0;
+};
+
+[[nodiscard]] int device_count();
+
+/// Looked up once, then a reference to the same object. Throws InvalidArgument unless 0 <= ordinal < device_count().
+[[nodiscard]] const Device& device(int ordinal);
+
+/// The device whose memory `pointer` is, or -1 for memory of the host.
+[[nodiscard]] int device_of(const void* pointer);
+
+/// The device of this thread's context. Throws Unsupported when it has none (see ContextGuard).
+[[nodiscard]] const Device& current_device();
+
+/// A number that no two contexts of this process share, also not one after another.
+[[nodiscard]] std::uint64_t current_context();
+
+/// For its life, this thread has a context of device `ordinal`: the one it has, if it is of that device, else the
+/// device's primary context, which PyTorch and the CUDA runtime use.
+class ContextGuard {
+ public:
+  explicit ContextGuard(int ordinal);
+  ~ContextGuard();
+  ContextGuard(ContextGuard&&) = delete;
+  ContextGuard(const ContextGuard&) = delete;
+  ContextGuard& operator=(ContextGuard&&) = delete;
+  ContextGuard& operator=(const ContextGuard&) = delete;
+
+ private:
+  bool pushed_ = false;
+};
+
+}  // namespace vicus::jit
+
+#endif  // VICUS_JIT_DEVICE_H_

@@ -1,0 +1,100 @@
+#include "jit/module.h"
+
+#include <stdexcept>
+
+#include "vicus/error.h"
+
+namespace vicus::jit {
+namespace {
+
+/// While another thread captures a graph, the driver refuses what might disturb it, unless a thread says that it knows
+/// what it does. Loading code concerns no stream.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { exchange(); }
+  ~RelaxedCapture() { driver().cuThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(RelaxedCapture&&) = delete;
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(RelaxedCapture&&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  void exchange() { check(driver().cuThreadExchangeStreamCaptureMode(&mode_), "cuThreadExchangeStreamCaptureMode"); }
+  CUstreamCaptureMode mode_ = kCaptureModeRelaxed;
+};
+
+}  // namespace
+
+Kernel load_kernel(const Source& source) {
+  const Driver& d = driver();
+  const Device& device = current_device();
+  CompileReport report;
+  const std::string code = cubin(source, device.arch, &report);
+  const std::string doing = "loading " + name_of(source) + " on device " + std::to_string(device.ordinal) + " (" +
+                            device.name + ", " + name_of(device.arch) + ")";
+  const RelaxedCapture relaxed;
+  Kernel kernel{.name = report.kernel + " of " + name_of(source)};
+  CUmodule module = nullptr;
+  check(d.cuModuleLoadData(&module, code.data()), "cuModuleLoadData", doing.c_str());
+  check(d.cuModuleGetFunction(&kernel.function, module, report.kernel.c_str()), "cuModuleGetFunction", doing.c_str());
+  const auto attribute = [&](CUfunction_attribute which) {
+    int value = 0;
+    check(d.cuFuncGetAttribute(&value, which, kernel.function), "cuFuncGetAttribute", doing.c_str());
+    return value;
+  };
+  kernel.registers = attribute(kRegisters);
+  kernel.local_bytes = attribute(kLocalBytes);
+  kernel.shared_bytes = attribute(kStaticSharedBytes);
+  check(d.cuFuncSetAttribute(kernel.function, kMaxDynamicSharedBytes,
+                             device.shared_bytes_per_block - kernel.shared_bytes),
+        "cuFuncSetAttribute", doing.c_str());
+  std::size_t offset = 0;
+  if (d.cuFuncGetParamInfo != nullptr) {
+    check(d.cuFuncGetParamInfo(kernel.function, 0, &offset, &kernel.arg_bytes), "cuFuncGetParamInfo", doing.c_str());
+  }
+  return kernel;
+}
+
+void refuse_capture(void* stream) {
+  CUstreamCaptureStatus status = kNotCapturing;
+  const CUresult result = driver().cuStreamIsCapturing(static_cast<CUstream>(stream), &status);
+  // The legacy default stream cannot even be asked while another stream is captured.
+  if (result != kCudaCaptureImplicit) {
+    check(result, "cuStreamIsCapturing");
+    if (status == kNotCapturing) return;
+  }
+  throw Unsupported(
+      "a GPU kernel must be compiled, and the stream is being captured into a CUDA graph; call warmup with the same "
+      "problem, or run it once, before the capture begins");
+}
+
+void launch(const Kernel& kernel, Dim3 grid, int threads, int dynamic_shared_bytes, void* stream, const void* args,
+            std::size_t arg_bytes) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (kernel.arg_bytes != 0 && kernel.arg_bytes != arg_bytes) [[unlikely]] {
+    throw std::logic_error(kernel.name + " takes " + std::to_string(kernel.arg_bytes) + " bytes of arguments; got " +
+                           std::to_string(arg_bytes));
+  }
+  void* params[] = {const_cast<void*>(args)};
+  const CUresult result = driver().cuLaunchKernel(
+      kernel.function, grid.x, grid.y, grid.z, static_cast<unsigned>(threads), 1, 1,
+      static_cast<unsigned>(dynamic_shared_bytes), static_cast<CUstream>(stream), params, nullptr);
+  if (result == kCudaSuccess) [[likely]]
+    return;
+  throw_driver_error(result, "cuLaunchKernel",
+                     "launching " + kernel.name + " with grid " + std::to_string(grid.x) + " x " +
+                         std::to_string(grid.y) + " x " + std::to_string(grid.z) + ", " + std::to_string(threads) +
+                         " threads (" + std::to_string(kernel.registers) + " registers each), " +
+                         std::to_string(dynamic_shared_bytes) + " + " + std::to_string(kernel.shared_bytes) +
+                         " bytes of shared memory");
+}
+
+int blocks_per_multiprocessor(const Kernel& kernel, int threads, int dynamic_shared_bytes) {
+  int blocks = 0;
+  check(driver().cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.function, threads,
+                                                             static_cast<std::size_t>(dynamic_shared_bytes)),
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor");
+  return blocks;
+}
+
+}  // namespace vicus::jit

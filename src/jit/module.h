@@ -1,0 +1,98 @@
+// Kernels that are loaded and ready, by the caller's own description of them, and how they are launched.
+//
+// The hot path of a call is KernelCache::get with a key that is known, then launch: a shared lock, a search of a map by
+// plain comparison, no text, no allocation. Everything else happens once per context and key.
+#ifndef VICUS_JIT_MODULE_H_
+#define VICUS_JIT_MODULE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+
+#include "jit/compile.h"
+#include "jit/device.h"
+#include "jit/driver.h"
+
+namespace vicus::jit {
+
+struct Kernel {
+  CUfunction function = nullptr;
+  int registers = 0, local_bytes = 0, shared_bytes = 0;  // local: stack and spills; shared: static
+  std::size_t arg_bytes = 0;                             // 0: the driver is too old to tell
+  std::string name;                                      // for messages
+};
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+/// Compiles (or takes from the disk) and loads into the current context, for its device. The kernel may use all the
+/// dynamic shared memory that the device has. Throws CompileError, Unsupported, DriverError.
+[[nodiscard]] Kernel load_kernel(const Source& source);
+
+/// Throws Unsupported when `stream` is being captured into a CUDA graph: compiling is no part of a graph.
+void refuse_capture(void* stream);
+
+/// Launches on `stream` (a CUstream or cudaStream_t) of the current context; `args` is the kernel's one argument. An
+/// empty grid is nothing to do.
+void launch(const Kernel& kernel, Dim3 grid, int threads, int dynamic_shared_bytes, void* stream, const void* args,
+            std::size_t arg_bytes);
+
+/// Blocks that one multiprocessor holds at a time.
+[[nodiscard]] int blocks_per_multiprocessor(const Kernel& kernel, int threads, int dynamic_shared_bytes);
+
+/// `Key` is a plain struct with operator<. Safe from many threads; kernels live as long as the cache.
+template <class Key>
+class KernelCache {
+ public:
+  /// The kernel of `key` in the current context. `make_source(key)` is called, and its result compiled, once per context
+  /// and key, by one thread while others that need it wait; after a failure, by the next that asks. Throws as
+  /// load_kernel and refuse_capture do.
+  template <class MakeSource>
+  const Kernel& get(const Key& key, void* stream, const MakeSource& make_source) {
+    const Place place{current_context(), key};
+    {
+      const std::shared_lock lock(mutex_);
+      const auto found = slots_.find(place);
+      if (found != slots_.end() && found->second.ready.load(std::memory_order_acquire)) return found->second.kernel;
+    }
+    Slot& slot = slot_of(place);
+    const std::lock_guard lock(slot.mutex);
+    if (!slot.ready.load(std::memory_order_relaxed)) {
+      refuse_capture(stream);
+      slot.kernel = load_kernel(make_source(key));
+      slot.ready.store(true, std::memory_order_release);
+    }
+    return slot.kernel;
+  }
+
+ private:
+  struct Place {
+    std::uint64_t context;
+    Key key;
+    friend bool operator<(const Place& a, const Place& b) {
+      return a.context != b.context ? a.context < b.context : a.key < b.key;
+    }
+  };
+  struct Slot {
+    std::mutex mutex;  // of the one who loads
+    std::atomic<bool> ready{false};
+    Kernel kernel;
+  };
+
+  Slot& slot_of(const Place& place) {
+    const std::lock_guard lock(mutex_);
+    return slots_[place];
+  }
+
+  std::shared_mutex mutex_;
+  std::map<Place, Slot> slots_;  // a slot never moves
+};
+
+}  // namespace vicus::jit
+
+#endif  // VICUS_JIT_MODULE_H_
