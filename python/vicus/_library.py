@@ -7,6 +7,7 @@ PyTorch since 2.10.
 
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ _OLDEST_TORCH = (2, 10)
 
 
 def library_path() -> Path:
-    """The extension that is loaded: the one beside this file, or the file that `VICUS_LIBRARY` names.
+    """The extension that is loaded: the one in this package, or the file that `VICUS_LIBRARY` names.
 
     Returns:
-        An absolute path.
+        An absolute path. The file may be missing.
 
     Source:
         vicus.
     """
-    return Path(os.environ.get("VICUS_LIBRARY") or Path(__file__).with_name("_C.so")).resolve()
+    named = os.environ.get("VICUS_LIBRARY")
+    if named:
+        return Path(named).resolve()
+    # An editable installation has two folders: the sources, and the one that holds what was compiled.
+    places = [Path(folder) / "_C.so" for folder in sys.modules[__package__].__path__]
+    return next((place for place in places if place.is_file()), places[0]).resolve()
 
 
 def load() -> None:

@@ -238,6 +238,21 @@ def test_many_threads():
     assert not failures
 
 
+class Attended(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return vicus.na2d(*(x[0] for x in qkv((1, 6, 6), batch=1, seed=index)), 3)
+
+
+def test_workers_of_a_data_loader():
+    vicus.na2d(*qkv((24, 24), heads=8, dim=32), 7)  # threads exist before the workers are forked
+    loader = torch.utils.data.DataLoader(Attended(), batch_size=2, num_workers=2, timeout=60)
+    batches = list(loader)
+    torch.testing.assert_close(torch.cat(batches), torch.stack([Attended()[i] for i in range(8)]))
+
+
 def test_torch_threads_are_used():
     before = torch.get_num_threads()
     tensors = qkv((24, 24), heads=8, dim=32, dim_v=32)
