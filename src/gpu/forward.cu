@@ -6,20 +6,17 @@
 // a warp sees is skipped by that warp; the others are masked with the bits of key_mask. Rows lie in shared memory with 16
 // bytes of padding, which keeps ldmatrix free of bank conflicts.
 //
-// Constants of the prologue, besides those of tiles.cuh: kF16, kHeadDim, kHeadDimV, kWarps, kRowBlocks, kStages, kMinBlocks,
-// kVectors (16-byte loads are legal), kPreScale (logits are scaled one by one), kAdditional, kLogsumexp, kBiasKind.
+// Constants of the prologue, besides those of tiles.cuh: Half, kHeadDim, kHeadDimV, kWarps, kRowBlocks, kStages, kMinBlocks,
+// kSharedBytes, kVectors (16-byte loads are legal), kPreScale (logits are scaled one by one), kAdditional, kLogsumexp,
+// kBiasKind.
 #include "bias.cuh"
-#include "load.cuh"
-#include "tiles.cuh"
+#include "careful.cuh"
+#include "keys.cuh"
 
 namespace vicus::gpu {
 
-constexpr int kThreads = kWarps * 32;
 constexpr int kWarpRows = 16 * kRowBlocks;
 constexpr int kRows = kWarps * kWarpRows;
-constexpr int kDq = (kHeadDim + 15) / 16 * 16;
-constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
-constexpr int kQStride = kDq + 8, kVStride = kDv + 8;  // elements of a row in shared memory
 constexpr int kKeyBlocks = kKeys / 8;
 constexpr float kNothing = -1.0f / 0.0f;
 
@@ -35,59 +32,7 @@ struct Smem {
   Span seen[kRows][3];  // keys of each row, per axis
   Box warp_hull[kWarps], warp_core[kWarps];
 };
-
-// The key tiles of a block: boxes over the hull, row-major, then the additional tokens.
-struct KeyWalk {
-  Position origin;
-  bool additional = false;
-  __device__ __forceinline__ void begin(const Box& hull) {
-    for (int a = 0; a < 3; ++a) origin.at[a] = a < kFirstAxis ? 0 : hull.axis[a].begin;
-    if (hull.empty()) begin_additional();
-  }
-  __device__ __forceinline__ void begin_additional() {
-    additional = true;
-    origin.at[0] = origin.at[1] = origin.at[2] = 0;
-  }
-  __device__ __forceinline__ void next(const Box& hull) {
-    if (kAdditional && additional) {
-      origin.at[2] += kKeys;
-      return;
-    }
-    for (int a = 2; a >= kFirstAxis; --a) {
-      origin.at[a] += kTileKv[a];
-      if (origin.at[a] < hull.axis[a].end) return;
-      origin.at[a] = hull.axis[a].begin;
-    }
-    begin_additional();
-  }
-};
-
-struct Sources {
-  Placed key, value, additional_key, additional_value;
-  int limit[3];
-};
-
-__device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources& from, const KeyWalk& walk, int head,
-                                          u16* key, u16* value) {
-  if (kAdditional && walk.additional) {
-    const auto row = [&](int c, Position& p) {
-      p.at[0] = p.at[1] = 0;
-      p.at[2] = walk.origin.at[2] + c;
-      return p.at[2] < args.additional;
-    };
-    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.additional_keys, from.additional_key, head, row, key);
-    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.additional_values, from.additional_value, head, row, value);
-  } else {
-    const auto row = [&](int c, Position& p) {
-      p = key_position(walk.origin, c);
-      bool inside = true;
-      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < from.limit[a];
-      return inside;
-    };
-    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.key, from.key, head, row, key);
-    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.value, from.value, head, row, value);
-  }
-}
+static_assert(sizeof(Smem) <= kSharedBytes);
 
 // What the rows of this warp see: of each row, of any (hull), of all (core).
 __device__ __forceinline__ void note_windows(Smem& smem, const Cell& cell, const QueryTile& tile) {

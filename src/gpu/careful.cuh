@@ -1,0 +1,71 @@
+// Rows that are done again because a value that is not finite came near.
+#pragma once
+
+#include "bias.cuh"
+
+namespace vicus::gpu {
+
+// One row by the whole warp, key after key, reading only what the row sees: where a value that is not finite lies in a key
+// tile, products with weight zero are not zero. Slow, and rare.
+static __device__ __noinline__ void careful_row(const ForwardArgs& args, int row) {
+  Cell cell;
+  const QueryTile tile = tile_of_block(args, cell);
+  const Position q = row_position(tile, row);
+  if (!row_exists(tile, row, q)) return;
+  const int lane = threadIdx.x % 32, head = tile.head + row / kPositions;
+  constexpr int kParts = (kHeadDimV + 31) / 32;
+  const u16* query = static_cast<const u16*>(args.query.data) + place(args.query, cell, cell.first_query).row(q, head);
+  float top = -1.0f / 0.0f, sum = 0, out[kParts] = {};
+  const auto visit = [&](const u16* key, const u16* value, float bias) {
+    float dot = 0;
+    for (int d = lane; d < kHeadDim; d += 32) dot += Half::unpack(query[d]) * Half::unpack(key[d]);
+    for (int step = 16; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+    const float s = dot * args.scale_log2 + bias;
+    const float now = s != s ? s : fmaxf(top, s);
+    if (now == -1.0f / 0.0f) return;
+    const float factor = top == -1.0f / 0.0f ? 0.0f : exp2_approx(top - now);
+    const float w = exp2_approx(s - now);
+    sum = sum * factor + w;
+    top = now;
+    for (int i = 0; i < kParts; ++i) {
+      const int f = lane + 32 * i;
+      if (f < kHeadDimV) out[i] = out[i] * factor + w * Half::unpack(value[f]);
+    }
+  };
+  Box seen;
+  for (int a = 0; a < 3; ++a) {
+    seen.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::window(cell.grid.axis[a], q.at[a]);
+  }
+  const Placed keys = place(args.key, cell, cell.first_key), values = place(args.value, cell, cell.first_key);
+  Position k;
+  for (k.at[0] = seen.axis[0].begin; k.at[0] < seen.axis[0].end; ++k.at[0]) {
+    for (k.at[1] = seen.axis[1].begin; k.at[1] < seen.axis[1].end; ++k.at[1]) {
+      for (k.at[2] = seen.axis[2].begin; k.at[2] < seen.axis[2].end; ++k.at[2]) {
+        const float bias = kBiasKind == kBiasNone ? 0.0f : bias_at(args, bias_row(args, cell, head, q), k);
+        if (kBiasKind == kBiasAdditive && bias == -1.0f / 0.0f) continue;
+        visit(static_cast<const u16*>(args.key.data) + keys.row(k, tile.kv_head),
+              static_cast<const u16*>(args.value.data) + values.row(k, tile.kv_head), bias);
+      }
+    }
+  }
+  if constexpr (kAdditional) {
+    const Placed more_keys = place_additional(args.additional_keys, cell);
+    const Placed more_values = place_additional(args.additional_values, cell);
+    for (int t = 0; t < args.additional; ++t) {
+      const Position p = {{0, 0, t}};
+      visit(static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, tile.kv_head),
+            static_cast<const u16*>(args.additional_values.data) + more_values.row(p, tile.kv_head), 0.0f);
+    }
+  }
+  u16* output = static_cast<u16*>(args.output.data) + place(args.output, cell, cell.first_query).row(q, head);
+  for (int i = 0; i < kParts; ++i) {
+    const int f = lane + 32 * i;
+    if (f < kHeadDimV) output[f] = static_cast<u16>(Half::pack(sum == 0 ? 0.0f : out[i] / sum, 0.0f));
+  }
+  if (kLogsumexp && lane == 0) {
+    static_cast<float*>(args.logsumexp.data)[place(args.logsumexp, cell, cell.first_query).row(q, head)] =
+        sum == 0 ? -1.0f / 0.0f : (top + log2_approx(sum)) * 0.693147180559945f;
+  }
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,67 @@
+// The key tiles that a block of queries meets: their order, and their rows in shared memory. Constants of the prologue:
+// kWarps, kHeadDim, kHeadDimV, kAdditional.
+#pragma once
+
+#include "load.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kThreads = kWarps * 32;
+constexpr int kDq = (kHeadDim + 15) / 16 * 16;
+constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
+constexpr int kQStride = kDq + 8, kVStride = kDv + 8;  // elements of a row in shared memory
+
+// The key tiles of a block: boxes over the hull, row-major, then the additional tokens.
+struct KeyWalk {
+  Position origin;
+  bool additional = false;
+  __device__ __forceinline__ void begin(const Box& hull) {
+    for (int a = 0; a < 3; ++a) origin.at[a] = a < kFirstAxis ? 0 : hull.axis[a].begin;
+    if (hull.empty()) begin_additional();
+  }
+  __device__ __forceinline__ void begin_additional() {
+    additional = true;
+    origin.at[0] = origin.at[1] = origin.at[2] = 0;
+  }
+  __device__ __forceinline__ void next(const Box& hull) {
+    if (kAdditional && additional) {
+      origin.at[2] += kKeys;
+      return;
+    }
+    for (int a = 2; a >= kFirstAxis; --a) {
+      origin.at[a] += kTileKv[a];
+      if (origin.at[a] < hull.axis[a].end) return;
+      origin.at[a] = hull.axis[a].begin;
+    }
+    begin_additional();
+  }
+};
+
+struct Sources {
+  Placed key, value, additional_key, additional_value;
+  int limit[3];
+};
+
+__device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources& from, const KeyWalk& walk, int head,
+                                          u16* key, u16* value) {
+  if (kAdditional && walk.additional) {
+    const auto row = [&](int c, Position& p) {
+      p.at[0] = p.at[1] = 0;
+      p.at[2] = walk.origin.at[2] + c;
+      return p.at[2] < args.additional;
+    };
+    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.additional_keys, from.additional_key, head, row, key);
+    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.additional_values, from.additional_value, head, row, value);
+  } else {
+    const auto row = [&](int c, Position& p) {
+      p = key_position(walk.origin, c);
+      bool inside = true;
+      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < from.limit[a];
+      return inside;
+    };
+    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.key, from.key, head, row, key);
+    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.value, from.value, head, row, value);
+  }
+}
+
+}  // namespace vicus::gpu
