@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from vicus import _ops, _switches, context, na1d
+from vicus import _attend, _switches, context, na1d
 
 # Setter, argument, getter, value of the getter by default and after the setter.
 SWITCHES = [
@@ -324,8 +324,8 @@ def test_compiled_callers_follow_the_switches():
 
 def test_operators_are_called_with_what_the_switches_say(monkeypatch):
     given = []
-    operator = _ops.neighborhood
-    monkeypatch.setattr(_ops, "neighborhood", lambda *args: given.append(args[-1]) or operator(*args))
+    call = _attend.call
+    monkeypatch.setattr(_attend, "call", lambda *args: given.append(args[-1]) or call(*args))
     query = torch.randn(1, 9, 1, 8, requires_grad=True)
 
     def options():
