@@ -116,12 +116,20 @@ def _composition(*tensors: Tensor | None) -> str | None:
     return "forward-mode derivatives" if dual else None
 
 
-def call(op: Any, tensors: MaybeTensors, *settings: Any) -> Any:
-    """Calls an operator; without the Python half of its autograd where nothing needs that (5 us of 12)."""
-    if torch.compiler.is_compiling() or _requires_grad(*tensors):
+def call(op: Any, function: type[torch.autograd.Function], tensors: MaybeTensors, *settings: Any) -> Any:
+    """Calls an operator the shortest way that gives the derivatives that are asked for.
+
+    Args:
+        op: The operator.
+        function: The same for eager calls that are differentiated.
+        tensors: Leading arguments.
+        settings: The others.
+    """
+    if torch.compiler.is_compiling():
         return op(*tensors, *settings)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*tensors, *settings)
+    if _requires_grad(*tensors):
+        return function.apply(*tensors, *settings)
+    return _ops.without_autograd(op, *tensors, *settings)
 
 
 def _without_autocast(kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -158,7 +166,7 @@ def _options(
     switched, kv_parallelism, memory = context.backward_flags()
     deterministic = switched if deterministic is None else deterministic
     return _arguments.pack_options(
-        engine,
+        "auto" if engine == "flex" else engine,  # flex takes no options, but the same rules hold
         deterministic,
         kv_parallelism and not deterministic,
         memory,
@@ -258,12 +266,19 @@ def neighborhood(
     elif why := _composition(*tensors):
         result = _composite("neighborhood", why, *tensors, *mask, scale)
     elif return_lse or options or _requires_grad(*tensors) or tensors[3] is not None or rpb is not None:
-        result = call(_ops.neighborhood, tensors, *([int(n) for n in values] for values in mask), scale, options)
+        result = call(
+            _ops.neighborhood,
+            _ops.NeighborhoodFunction,
+            tensors,
+            *([int(n) for n in values] for values in mask),
+            scale,
+            options,
+        )
     else:
         if not torch.compiler.is_compiling():
             _remember(rule, query, (kernel_size, stride, dilation, is_causal), mask)
         flat = [int(n) for values in mask for n in values]
-        return call(_ops.neighborhood_inference, (query, key, value), flat, scale)
+        return _ops.neighborhood_inference(query, key, value, flat, scale)
     return result if return_lse else result[0]
 
 
@@ -356,9 +371,9 @@ def dense(
     elif why := "the gradient of attn_mask" if _requires_grad(bias) else _composition(*tensors, bias):
         result = _composite("dense", why, *tensors, *lists, *band, scale)
     elif return_lse or options or _requires_grad(*tensors) or any(x is not None for x in (*tensors[3:], *lists)):
-        result = call(_ops.dense, (*tensors, *lists), *band, scale, options)
+        result = call(_ops.dense, _ops.DenseFunction, (*tensors, *lists), *band, scale, options)
     else:
-        return call(_ops.dense_inference, (query, key, value), *band, scale)
+        return _ops.dense_inference(query, key, value, *band, scale)
     return result if return_lse else result[0]
 
 
@@ -366,7 +381,6 @@ def merge(outputs: list[Tensor], logsumexps: list[Tensor]) -> tuple[Tensor, Tens
     """Merging of checked parts."""
     if _composition(*outputs, *logsumexps):
         return _without_autocast(outputs[0].device.type, _ops.composite_merge, outputs, logsumexps)
-    if torch.compiler.is_compiling() or _requires_grad(*outputs, *logsumexps):
+    if _requires_grad(*outputs, *logsumexps):
         return _ops.merge(outputs, logsumexps)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _ops.merge(outputs, logsumexps)
+    return _ops.without_autograd(_ops.merge, outputs, logsumexps)

@@ -343,7 +343,7 @@ def test_options_are_empty_by_default():
 def options_of(monkeypatch, **arguments):
     seen = []
     real = _attend.call
-    monkeypatch.setattr(_attend, "call", lambda op, given, *rest: seen.append(rest[-1]) or real(op, given, *rest))
+    monkeypatch.setattr(_attend, "call", lambda *args: seen.append(args[-1]) or real(*args))
     made = [x.requires_grad_() for x in tensors()]
     vicus.na2d(*made, 3, **arguments)
     return seen[0]
