@@ -30,9 +30,10 @@ struct AttentionInputs {
 };
 
 /// Computes `output` [B, *X, H, Dv] and, if present, `logsumexp` [B, *X, H] (natural logarithm; float32, or float64 when
-/// the problem is float64).
+/// the problem is float64). Engine sm80: all tensors are device memory, and the work is queued on `stream` (a cudaStream_t
+/// or CUstream of their device).
 VICUS_API void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
-                       const TensorView& logsumexp = {});
+                       const TensorView& logsumexp = {}, void* stream = nullptr);
 
 /// What the forward call left, and the gradients that arrive.
 struct AttentionGradInputs {

@@ -19,9 +19,10 @@ enum class Engine : std::uint8_t {
   automatic,  ///< the fastest that takes the problem
   reference,  ///< naive float64 loops; never fast, never wrong
   cpu,        ///< tiled, vectorised, threaded
+  sm80,       ///< NVIDIA GPUs since Ampere: kernels compiled for the problem at run time; tensors are device memory
 };
 
-/// "auto", "reference" or "cpu".
+/// "auto", "reference", "cpu" or "sm80".
 [[nodiscard]] VICUS_API std::string_view engine_name(Engine engine) noexcept;
 /// The inverse. Throws InvalidArgument naming `argument`.
 [[nodiscard]] VICUS_API Engine parse_engine(std::string_view name, const std::string& argument = "engine");
@@ -48,12 +49,21 @@ struct BackwardOptions {
   friend bool operator==(const BackwardOptions&, const BackwardOptions&) = default;
 };
 
+/// What GPU a plan is for.
+struct GpuTarget {
+  int major = 0, minor = 0;  ///< compute capability; 0.0 means the device of the calling thread
+  int multiprocessors = 0;
+  int shared_bytes_per_block = 0;
+  friend bool operator==(const GpuTarget&, const GpuTarget&) = default;
+};
+
 struct PlanOptions {
   Engine engine = Engine::automatic;
   int threads = 0;              ///< CPU threads; 0 means as many as there are and the work is worth
   std::array<int, 3> tile_q{};  ///< query tile, trailing axes last; zeros let the planner search
   int rows = 0;                 ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
   BackwardOptions backward = {};
+  GpuTarget gpu = {};  ///< engine sm80
   friend bool operator==(const PlanOptions&, const PlanOptions&) = default;
 };
 
@@ -98,6 +108,23 @@ struct BackwardPlan {
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };
 
+/// Engine sm80: one block of threads per query tile.
+struct GpuForwardPlan {
+  QueryTile tile;
+  std::array<int, 3> kv_tile{};   ///< keys per axis that are loaded together
+  int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows
+  int stages = 0;                 ///< key tiles in flight
+  int blocks_per_multiprocessor = 0;
+  int shared_bytes = 0;
+  std::int64_t blocks = 0;
+  Work work;
+};
+
+struct GpuPlan {
+  GpuTarget device;
+  GpuForwardPlan forward;
+};
+
 /// What was considered for the forward tile, best first.
 struct TileCandidate {
   QueryTile tile;
@@ -116,6 +143,7 @@ struct Plan {
   ForwardPlan forward;                           ///< engine cpu
   BackwardPlan backward;                         ///< engine cpu
   std::vector<TileCandidate> candidates;         ///< engine cpu, best first
+  GpuPlan gpu;                                   ///< engine sm80
 };
 
 /// Validates the problem and plans it. Throws InvalidArgument, or Unsupported with the text of `supports`.

@@ -98,6 +98,18 @@ Json to_json(const Plan& plan) {
                {"backward_flops", plan.backward_flops},
                {"forward_bytes", plan.forward_bytes},
                {"backward_bytes", plan.backward_bytes}};
+  if (plan.engine == Engine::sm80) {
+    const GpuForwardPlan& f = plan.gpu.forward;
+    json["forward"] = {{"tile", to_json(f.tile)},
+                       {"kv_tile", f.kv_tile},
+                       {"warps", f.warps},
+                       {"row_blocks", f.row_blocks},
+                       {"stages", f.stages},
+                       {"blocks", f.blocks},
+                       {"blocks_per_multiprocessor", f.blocks_per_multiprocessor},
+                       {"shared_bytes", f.shared_bytes},
+                       {"work", to_json(f.work)}};
+  }
   if (plan.engine != Engine::cpu) return json;  // the fields below are those of the tiled engine
   json["forward"] = to_json(plan.forward);
   json["backward"] = to_json(plan.backward);

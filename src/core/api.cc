@@ -1,14 +1,19 @@
 // The public operators: check everything, then hand over to the plan's engine.
 #include "core/checks.h"
 #include "core/engines.h"
+#include "gpu/engine.h"
 #include "vicus/attention.h"
+#include "vicus/error.h"
 
 namespace vicus {
 
-void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output, const TensorView& logsumexp) {
+void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output, const TensorView& logsumexp,
+             void* stream) {
   check_forward(plan.problem, inputs, output, logsumexp);
   if (plan.engine == Engine::reference) {
     reference::forward(plan.problem, inputs, output, logsumexp);
+  } else if (plan.engine == Engine::sm80) {
+    gpu::forward(plan, inputs, output, logsumexp, stream);
   } else {
     cpu::forward(plan, inputs, output, logsumexp);
   }
@@ -19,6 +24,8 @@ void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGr
   check_backward(plan.problem, inputs, grad_inputs, gradients);
   if (plan.engine == Engine::reference) {
     reference::backward(plan.problem, inputs, grad_inputs, gradients);
+  } else if (plan.engine == Engine::sm80) {
+    throw Unsupported("engine sm80 has no backward pass");
   } else {
     cpu::backward(plan, inputs, grad_inputs, gradients);
   }

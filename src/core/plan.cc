@@ -11,6 +11,7 @@
 #include "cpu/engine.h"
 #include "cpu/planner.h"
 #include "cpu/threads.h"
+#include "gpu/planner.h"
 #include "vicus/error.h"
 
 namespace vicus {
@@ -21,7 +22,7 @@ struct EngineName {
   std::string_view name;
 };
 constexpr std::array kEngines = {EngineName{Engine::automatic, "auto"}, EngineName{Engine::reference, "reference"},
-                                 EngineName{Engine::cpu, "cpu"}};
+                                 EngineName{Engine::cpu, "cpu"}, EngineName{Engine::sm80, "sm80"}};
 
 constexpr int kMaxThreads = 1024;
 
@@ -58,11 +59,11 @@ Engine parse_engine(std::string_view name, const std::string& argument) {
   for (const EngineName& e : kEngines) {
     if (e.name == name) return e.engine;
   }
-  throw InvalidArgument(argument, "'" + std::string(name) + "'", "auto, reference, cpu");
+  throw InvalidArgument(argument, "'" + std::string(name) + "'", "auto, reference, cpu, sm80");
 }
 
 std::string supports(const Problem& problem, Engine engine) {
-  static_cast<void>(problem);  // both engines take every valid problem
+  if (engine == Engine::sm80) return gpu::supports(problem);
   if (engine == Engine::cpu && cpu::targets_available().empty()) {
     return "engine cpu needs SSE4.2 (x86) or NEON (Arm), which this machine lacks; engine reference runs anywhere";
   }
@@ -142,6 +143,7 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   const double worth = std::max(plan.forward_flops * 1e-6, 1.0);
   if (options.threads == 0 && worth < plan.threads) plan.threads = static_cast<int>(worth);
   if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
+  if (plan.engine == Engine::sm80) gpu::plan_problem(plan, options);
   if (log_wanted(LogLevel::debug)) {
     std::string text = describe(plan);
     text.pop_back();  // a message has no line end
@@ -183,6 +185,16 @@ std::string describe(const Plan& plan) {
       format("backward %s, keys in %lld parts of at most %lld\n",
              plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
              static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
+  if (plan.engine == Engine::sm80) {
+    const GpuForwardPlan& g = plan.gpu.forward;
+    return text + format(
+                      "forward  query tile %s of %d heads in %d rows (%d warps), key tile %s, %d in flight, %d bytes "
+                      "of shared "
+                      "memory\n         work ratio %.3f, %lld blocks, %d on a multiprocessor\n",
+                      extent_text(g.tile.extent, rank).c_str(), g.tile.heads, g.tile.rows, g.warps,
+                      extent_text(g.kv_tile, rank).c_str(), g.stages, g.shared_bytes, g.work.ratio(),
+                      static_cast<long long>(g.blocks), g.blocks_per_multiprocessor);
+  }
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=

@@ -178,7 +178,8 @@ Nvrtc::Result Nvrtc::compile(const std::string& name, const std::string& text, c
     joined += " " + option;
   }
   Job job(*this);
-  int status = nvrtcCreateProgram(&job.program, text.c_str(), name.c_str(), static_cast<int>(headers.size()),
+  const std::string program_name = "constants of " + name;  // an #include of `name` must not find the program itself
+  int status = nvrtcCreateProgram(&job.program, text.c_str(), program_name.c_str(), static_cast<int>(headers.size()),
                                   texts.data(), names.data());
   if (status == 0) status = nvrtcCompileProgram(job.program, static_cast<int>(options.size()), option_list.data());
   std::string log;

@@ -1,0 +1,14 @@
+// The GPU engine. Tensors are device memory; work is queued on the caller's stream.
+#ifndef VICUS_GPU_ENGINE_H_
+#define VICUS_GPU_ENGINE_H_
+
+#include "vicus/attention.h"
+
+namespace vicus::gpu {
+
+void forward(const Plan& plan, const AttentionInputs& in, const TensorView& output, const TensorView& logsumexp,
+             void* stream);
+
+}  // namespace vicus::gpu
+
+#endif  // VICUS_GPU_ENGINE_H_

@@ -1,0 +1,116 @@
+#include "gpu/spec.h"
+
+#include <algorithm>
+#include <string>
+
+#include "vicus/plan.h"
+
+namespace vicus::gpu {
+namespace {
+
+std::string text(bool value) { return value ? "true" : "false"; }
+std::string text(int value) { return std::to_string(value); }
+
+template <class T>
+std::string text(const std::array<T, 3>& values) {
+  std::string list = "{";
+  for (const T value : values) list.append(list.size() > 1 ? ", " : "").append(text(value));
+  return list.append("}");
+}
+
+template <class T>
+std::string constant(const char* type, const char* name, const T& value, const char* extent = "") {
+  return std::string("[[maybe_unused]] constexpr ") + type + " " + name + extent + " = " + text(value) + ";\n";
+}
+
+std::string prologue(const Spec& s, int shared_bytes) {
+  std::string p;
+  p += constant("int", "kRank", s.rank);
+  p += constant("int", "kHeadDim", s.head_dim);
+  p += constant("int", "kHeadDimV", s.head_dim_v);
+  p += constant("bool", "kDense", s.dense);
+  p += constant("int", "kWindow", s.window, "[3]");
+  p += constant("int", "kStep", s.step, "[3]");
+  p += constant("int", "kDilation", s.dilation, "[3]");
+  p += constant("bool", "kCausal", s.causal, "[3]");
+  p += constant("int", "kBandLeft", s.band_left);
+  p += constant("int", "kBandRight", s.band_right);
+  p += constant("bool", "kBandBottom", s.band_bottom);
+  p += constant("bool", "kPacked", s.packed);
+  p += constant("bool", "kKeyLengths", s.key_lengths);
+  p += constant("bool", "kAdditional", s.additional);
+  p += constant("bool", "kLogsumexp", s.logsumexp);
+  p += constant("bool", "kPreScale", s.pre_scale);
+  p += constant("int", "kBiasKind", static_cast<int>(s.bias_kind));
+  p += constant("int", "kBiasType", static_cast<int>(s.bias_type));
+  p += constant("bool", "kVectors", s.vectors);
+  p += constant("int", "kTileQ", s.tile_q, "[3]");
+  p += constant("int", "kTileKv", s.tile_kv, "[3]");
+  p += constant("int", "kTileHeads", s.tile_heads);
+  p += constant("int", "kWarps", s.warps);
+  p += constant("int", "kRowBlocks", s.row_blocks);
+  p += constant("int", "kStages", s.stages);
+  p += constant("int", "kMinBlocks", s.min_blocks);
+  p += constant("int", "kSharedBytes", shared_bytes);
+  p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
+  p += s.dtype == DType::float16 ? "F16" : "Bf16";
+  return p + "; }\n";
+}
+
+int padded(int head_dim) { return (head_dim + 15) / 16 * 16 + 8; }
+
+}  // namespace
+
+Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_type) {
+  const Problem& p = plan.problem;
+  const GpuForwardPlan& f = plan.gpu.forward;
+  Spec s;
+  s.dtype = p.dtype;
+  s.rank = p.rank();
+  s.head_dim = static_cast<int>(p.head_dim);
+  s.head_dim_v = static_cast<int>(p.head_dim_v);
+  s.additional = p.additional_tokens > 0;
+  s.logsumexp = logsumexp;
+  if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
+    for (int i = 0; i < s.rank; ++i) {
+      const auto a = static_cast<std::size_t>(3 - s.rank + i);
+      s.window[a] = static_cast<int>(mask->kernel_size[i]);
+      s.step[a] = static_cast<int>(mask->stride[i]);
+      s.dilation[a] = static_cast<int>(mask->dilation[i]);
+      s.causal[a] = mask->is_causal[i] != 0;
+    }
+  } else {
+    const auto& dense = std::get<Dense>(p.mask);
+    s.dense = true;
+    s.band_left = static_cast<int>(dense.window_left);
+    s.band_right = dense.causal != Causal::none ? 0 : static_cast<int>(dense.window_right);
+    s.band_bottom = dense.causal != Causal::top_left;
+    s.packed = !dense.cumulative_queries.empty();
+    s.key_lengths = !dense.key_lengths.empty();
+  }
+  s.bias_kind = p.rpb ? BiasKind::relative : p.attn_bias ? BiasKind::additive : BiasKind::none;
+  s.bias_type = bias_type;
+  s.pre_scale = p.rpb || p.attn_bias || !(p.effective_scale() > 0);
+  s.vectors = vectors;
+  s.tile_q = f.tile.extent;
+  s.tile_heads = f.tile.heads;
+  s.tile_kv = f.kv_tile;
+  s.warps = f.warps;
+  s.row_blocks = f.row_blocks;
+  s.stages = f.stages;
+  s.min_blocks = f.blocks_per_multiprocessor;
+  return s;
+}
+
+int forward_shared_bytes(const Spec& s) {
+  const int query = padded(s.head_dim), value = padded(s.head_dim_v);
+  const int tiles = s.stages * s.keys() * (query + value);
+  constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes;
+  return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes;
+}
+
+jit::Source forward_source(const Spec& spec) {
+  return {.file = "forward.cu", .prologue = prologue(spec, forward_shared_bytes(spec))};
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,54 @@
+// What a kernel is compiled for: every value that is a constant of its text. Compared on the hot path, turned into text
+// only when a kernel has to be compiled.
+#ifndef VICUS_GPU_SPEC_H_
+#define VICUS_GPU_SPEC_H_
+
+#include <array>
+#include <compare>
+#include <cstdint>
+
+#include "jit/source.h"
+#include "vicus/plan.h"
+
+namespace vicus::gpu {
+
+enum class BiasKind : std::uint8_t { none, relative, additive };
+
+struct Spec {
+  DType dtype = DType::bfloat16;
+  // The problem.
+  int rank = 1;
+  int head_dim = 0, head_dim_v = 0;
+  bool dense = false;
+  std::array<int, 3> window{1, 1, 1}, step{1, 1, 1}, dilation{1, 1, 1};  // neighborhood, trailing axes last
+  std::array<bool, 3> causal{};
+  int band_left = -1, band_right = -1;  // dense; -1: open
+  bool band_bottom = false;             // dense: counted from the last key
+  bool packed = false, key_lengths = false;
+  bool additional = false, logsumexp = false;
+  bool pre_scale = false;  // logits are scaled one by one: biased, or by a scale that is not positive
+  BiasKind bias_kind = BiasKind::none;
+  DType bias_type = DType::float32;
+  bool vectors = false;  // rows start at multiples of 16 bytes
+  // The tiles.
+  std::array<int, 3> tile_q{1, 1, 1}, tile_kv{1, 1, 1};
+  int tile_heads = 1;
+  int warps = 4, row_blocks = 1, stages = 2, min_blocks = 1;
+
+  friend auto operator<=>(const Spec&, const Spec&) = default;
+
+  [[nodiscard]] int threads() const { return 32 * warps; }
+  [[nodiscard]] int rows() const { return 16 * row_blocks * warps; }
+  [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
+};
+
+/// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
+[[nodiscard]] Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_type);
+
+/// Shared memory of the forward kernel; its text asserts that this is enough.
+[[nodiscard]] int forward_shared_bytes(const Spec& spec);
+[[nodiscard]] jit::Source forward_source(const Spec& spec);
+
+}  // namespace vicus::gpu
+
+#endif  // VICUS_GPU_SPEC_H_
