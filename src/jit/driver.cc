@@ -21,15 +21,15 @@ std::atomic<bool> forked{false};
 }
 
 Driver open_driver() {
-  const std::string wanted = environment("VICUS_CUDA_DRIVER");
-  std::string error;
-  const Library library = Library::open(wanted.empty() ? "libcuda.so.1" : wanted, &error);
+  std::string error, name = environment("VICUS_CUDA_DRIVER");
+  if (name.empty()) name = "libcuda.so.1";
+  const Library library = Library::open(name, &error);
   if (!library) throw Unsupported("there is no CUDA driver here: " + error);
   Driver d;
   d.path = library.path_of("cuInit");
   const auto need = [&](auto*& function, const char* symbol) {
     if (library.resolve(function, symbol)) return;
-    throw Unsupported("the CUDA driver " + d.path + " has no " + symbol +
+    throw Unsupported("the CUDA driver " + name + " has no " + symbol +
                       "; a driver for CUDA 11.2 or later is needed");
   };
   need(d.cuInit, "cuInit");

@@ -13,7 +13,7 @@ namespace vicus::jit {
 /// all of it; `prologue` is put before it: "constexpr int kHeadDim = 64; ...". `arch_specific`: compiled for sm_90a
 /// rather than sm_90, whose instructions (wgmma) no other architecture has.
 struct Source {
-  std::string file, prologue;
+  std::string file{}, prologue{};
   bool arch_specific = false;
 };
 

@@ -1,0 +1,46 @@
+// What the tests see of the driver that they bring along (fake_cuda.cc): its contexts, what it was asked for, and which
+// of its calls shall fail. Two devices, of sm_80 and sm_90.
+#ifndef VICUS_TESTS_JIT_FAKE_CUDA_H_
+#define VICUS_TESTS_JIT_FAKE_CUDA_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace vicus::testing {
+
+struct FakeContext {
+  int device;
+  unsigned long long id;
+};
+
+struct FakeLaunch {
+  std::string kernel;
+  unsigned grid[3], threads, shared;
+  void* stream;
+  std::string args;
+};
+
+struct FakeCuda {
+  static constexpr int kDevices = 2;
+  static constexpr int kSharedBytes = 100000;  // per block; kernels have 100 static ones and one argument:
+  static constexpr std::size_t kArgBytes = 24;
+
+  std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
+  std::atomic<int> capture_status{0};
+  std::mutex mutex;  // of the rest
+  std::string failing_call;
+  int failing_code = 0;
+  std::vector<FakeLaunch> launches;
+  std::array<FakeContext, kDevices> primary = {{{0, 101}, {1, 102}}};
+};
+
+/// The state of the library that VICUS_CUDA_DRIVER names.
+FakeCuda& fake_cuda();
+
+}  // namespace vicus::testing
+
+#endif  // VICUS_TESTS_JIT_FAKE_CUDA_H_

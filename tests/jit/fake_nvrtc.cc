@@ -1,0 +1,94 @@
+// A libnvrtc that compiles nothing: the "cubin" is made from the text and the options, and the log is written as ptxas
+// writes its own. Environment:
+//   FAKE_NVRTC_LOG    a file that gets one line per compilation, from all processes
+//   FAKE_NVRTC_SLEEP  milliseconds that a compilation takes
+//   FAKE_NVRTC_VERSION "13.1"
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <regex>
+#include <string>
+#include <thread>
+
+namespace {
+
+struct Program {
+  std::string text, log, cubin;
+};
+
+int copy(const std::string& from, char* to) {
+  std::memcpy(to, from.data(), from.size());
+  return 0;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int nvrtcVersion(int* major, int* minor) {
+  const char* const text = std::getenv("FAKE_NVRTC_VERSION");
+  return std::sscanf(text == nullptr ? "13.1" : text, "%d.%d", major, minor) == 2 ? 0 : 1;
+}
+EXPORT int nvrtcGetNumSupportedArchs(int* count) {
+  *count = 3;
+  return 0;
+}
+EXPORT int nvrtcGetSupportedArchs(int* archs) {
+  archs[0] = 80;
+  archs[1] = 86;
+  archs[2] = 90;
+  return 0;
+}
+EXPORT const char* nvrtcGetErrorString(int) { return "NVRTC_ERROR_COMPILATION"; }
+EXPORT int nvrtcCreateProgram(Program** program, const char* text, const char* name, int headers,
+                              const char* const* texts, const char* const* names) {
+  *program = new Program{text, {}, {}};
+  for (int i = 0; i < headers; ++i) (*program)->text += std::string("\n// ") + names[i] + "\n" + texts[i];
+  return name != nullptr ? 0 : 1;
+}
+EXPORT int nvrtcDestroyProgram(Program** program) {
+  delete *program;
+  *program = nullptr;
+  return 0;
+}
+EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* options) {
+  if (const char* const file = std::getenv("FAKE_NVRTC_LOG"); file != nullptr) {
+    const int log = ::open(file, O_WRONLY | O_APPEND | O_CREAT, 0600);
+    if (::write(log, "compiled\n", 9) != 9) return 7;
+    ::close(log);
+  }
+  if (const char* const pause = std::getenv("FAKE_NVRTC_SLEEP"); pause != nullptr) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::atoi(pause)));
+  }
+  if (program->text.find("#error") != std::string::npos) {
+    program->log = "kernel.cu(1): error: #error directive";
+    return 6;
+  }
+  static const std::regex kernel("__global__ void (\\w+)");
+  for (std::sregex_iterator it(program->text.begin(), program->text.end(), kernel), end; it != end; ++it) {
+    program->log += "ptxas info    : Compiling entry function '" + (*it)[1].str() +
+                    "' for 'sm_80'\nptxas         .     24 bytes stack frame, 8 bytes spill stores, 4 bytes spill "
+                    "loads\nptxas info    : Used 40 registers, used 1 barriers, 100 bytes smem\n";
+  }
+  program->cubin = "cubin";
+  for (int i = 0; i < count; ++i) program->cubin += std::string(" ") + options[i];
+  program->cubin += "\n" + program->text;
+  return 0;
+}
+EXPORT int nvrtcGetProgramLogSize(Program* program, std::size_t* bytes) {
+  *bytes = program->log.size() + 1;
+  return 0;
+}
+EXPORT int nvrtcGetProgramLog(Program* program, char* log) {
+  std::strcpy(log, program->log.c_str());
+  return 0;
+}
+EXPORT int nvrtcGetCUBINSize(Program* program, std::size_t* bytes) {
+  *bytes = program->cubin.size();
+  return 0;
+}
+EXPORT int nvrtcGetCUBIN(Program* program, char* cubin) { return copy(program->cubin, cubin); }
