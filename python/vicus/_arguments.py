@@ -335,7 +335,7 @@ _DEFAULT_OPTIONS = (0, 0, 1, 0, *_NO_EXTENTS, *_NO_EXTENTS, *_NO_EXTENTS)
 
 
 def autocasting(kind: str) -> bool:
-    """Whether an autocast region of this type of device is entered. ("meta" has none, and PyTorch raises when asked.)"""
+    """Whether an autocast region of this type of device is entered; "meta" has none, and PyTorch raises when asked."""
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 

@@ -266,14 +266,8 @@ def neighborhood(
     elif why := _composition(*tensors):
         result = _composite("neighborhood", why, *tensors, *mask, scale)
     elif return_lse or options or _requires_grad(*tensors) or tensors[3] is not None or rpb is not None:
-        result = call(
-            _ops.neighborhood,
-            _ops.NeighborhoodFunction,
-            tensors,
-            *([int(n) for n in values] for values in mask),
-            scale,
-            options,
-        )
+        lists = ([int(n) for n in values] for values in mask)
+        result = call(_ops.neighborhood, _ops.NeighborhoodFunction, tensors, *lists, scale, options)
     else:
         if not torch.compiler.is_compiling():
             _remember(rule, query, (kernel_size, stride, dilation, is_causal), mask)

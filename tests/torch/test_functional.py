@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from masked import by_hand, flat, qkv, seen_by
+from torch.autograd import gradcheck, gradgradcheck
 
 import vicus
 
@@ -44,6 +45,23 @@ def test_inference_and_training_agree():
     for other in (again, training, undifferentiated):
         torch.testing.assert_close(other, quiet, rtol=0, atol=0)
     assert training.requires_grad and not undifferentiated.requires_grad
+
+
+def test_second_derivatives():
+    tensors = qkv((4, 5), dim=2, dim_v=2, dtype=torch.float64, grad=True)
+    extra = [x[:, 0].detach().requires_grad_() for x in qkv((1, 2), dim=2, dim_v=2, dtype=torch.float64, seed=1)[1:]]
+    rpb = torch.randn(4, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def neighborhood(q, k, v, keys, values, rpb):
+        more = {"additional_keys": keys, "additional_values": values, "rpb": rpb}
+        return vicus.na2d(q, k, v, 3, return_lse=True, **more)
+
+    def dense(q, k, v, keys, values):
+        return vicus.attention(flat(q), flat(k), flat(v), True, additional_keys=keys, additional_values=values)
+
+    for function, inputs in ((neighborhood, (*tensors, *extra, rpb)), (dense, (*tensors, *extra))):
+        gradcheck(function, inputs, fast_mode=True)
+        gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("kernel_size", [1, (9, 2), (6, 7), 50])
