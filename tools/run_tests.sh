@@ -9,7 +9,7 @@ kind=$1
 dir=build/$kind
 jobs=${JOBS:-$(nproc)}
 preload=()
-python_tests=(tests/python tests/cli tests/geometry tests/install)
+python_tests=(tests/python tests/cli tests/geometry tests/jit tests/install)
 runtime() { clang++-19 -print-file-name="libclang_rt.$1-$(uname -m).so"; }
 case "$kind" in
   release) dir=build ;;
@@ -26,7 +26,7 @@ case "$kind" in
   *) echo "run_tests.sh: argument is $kind; allowed: release, asan, tsan" >&2; exit 2 ;;
 esac
 # What tests/install builds is not instrumented: one run of it is enough.
-[[ $kind == release ]] || python_tests=("${python_tests[@]:0:3}")
+[[ $kind == release ]] || python_tests=("${python_tests[@]:0:4}")
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
 # Several test processes share the cores: threads that wait for work must not burn the time of others.
 export OMP_WAIT_POLICY=passive

@@ -1,9 +1,8 @@
 #include "cli/info.h"
 
-#include <dlfcn.h>
-
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -18,7 +17,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(Examples:
   vicus info
-      Version, instruction sets, threads, GPU driver, libraries.
+      Version, instruction sets, threads, GPUs, the compiler for them and where it was found, libraries.
   vicus info --json
       The same for programs.)";
 
@@ -28,29 +27,64 @@ std::string join(const Json& list) {
   return text.empty() ? "none" : text;
 }
 
-/// Whether the driver's library can be opened; no device is asked for, as no engine would use it.
-bool cuda_driver_opens() {
-  void* const library = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-  if (library != nullptr) ::dlclose(library);
-  return library != nullptr;
+Json describe(const GpuDevice& device) {
+  return {{"name", device.name},
+          {"compute_capability", std::to_string(device.major) + "." + std::to_string(device.minor)},
+          {"multiprocessors", device.multiprocessors}};
 }
 
 Json collect() {
   const auto available = cpu_targets_available();
-  return {{"version", version()},
-          {"engines", {"cpu", "reference"}},
-          {"cpu",
-           {{"targets_built", cpu_targets_built()},
-            {"targets_available", available},
-            {"target_used", available.empty() ? "none" : available.front()},
-            {"threads", default_threads()}}},
-          {"gpu",
-           {{"engine", false},
-            {"note", "this build has no GPU engine"},
-            {"driver_library", "libcuda.so.1"},
-            {"driver_library_opens", cuda_driver_opens()}}},
-          {"libraries", {{"highway", VICUS_HWY_VERSION}, {"openmp", std::to_string(_OPENMP)}}},
-          {"cache", "none: this build compiles nothing at run time"}};
+  const GpuRuntime gpu = gpu_runtime();
+  Json devices = Json::array();
+  for (const GpuDevice& device : gpu.devices) devices.push_back(describe(device));
+  return {
+      {"version", version()},
+      {"engines", {"cpu", "sm80", "reference"}},
+      {"cpu",
+       {{"targets_built", cpu_targets_built()},
+        {"targets_available", available},
+        {"target_used", available.empty() ? "none" : available.front()},
+        {"threads", default_threads()}}},
+      {"gpu",
+       {{"driver", {{"problem", gpu.driver_problem}, {"library", gpu.driver_library}, {"version", gpu.driver_version}}},
+        {"devices", devices},
+        {"compiler",
+         {{"problem", gpu.compiler_problem},
+          {"library", gpu.compiler_library},
+          {"version", gpu.compiler_version},
+          {"found_in", gpu.compiler_found_in}}}}},
+      {"libraries", {{"highway", VICUS_HWY_VERSION}, {"openmp", std::to_string(_OPENMP)}}},
+      {"cache",
+       {{"directory", gpu.cache_directory},
+        {"kernels", gpu.cache_entries},
+        {"bytes", gpu.cache_bytes},
+        {"limit_bytes", gpu.cache_limit_bytes}}}};
+}
+
+std::string text_of(const Json& word) { return word.get<std::string>(); }
+
+/// The driver and its devices, one a line.
+void print_gpu(const Json& gpu, std::ostream& out) {
+  const Json &driver = gpu["driver"], &compiler = gpu["compiler"];
+  out << "GPU driver ";
+  if (text_of(driver["problem"]).empty()) {
+    out << "CUDA " << text_of(driver["version"]) << ", " << text_of(driver["library"]) << '\n';
+  } else {
+    out << text_of(driver["problem"]) << '\n';
+  }
+  int ordinal = 0;
+  for (const Json& device : gpu["devices"]) {
+    out << "GPU " << ordinal++ << "      " << text_of(device["name"]) << ", compute capability "
+        << text_of(device["compute_capability"]) << ", " << device["multiprocessors"] << " multiprocessors\n";
+  }
+  out << "compiler   ";
+  if (text_of(compiler["problem"]).empty()) {
+    out << "NVRTC " << text_of(compiler["version"]) << ", found in " << text_of(compiler["found_in"]) << ": "
+        << text_of(compiler["library"]) << '\n';
+  } else {
+    out << text_of(compiler["problem"]) << '\n';
+  }
 }
 
 void print_info(bool json, std::ostream& out) {
@@ -59,15 +93,17 @@ void print_info(bool json, std::ostream& out) {
     out << info.dump(2) << '\n';
     return;
   }
-  const Json& cpu = info["cpu"];
-  const Json& gpu = info["gpu"];
-  out << "vicus      " << info["version"].get<std::string>() << "\nengines    " << join(info["engines"])
-      << "\nCPU        " << cpu["target_used"].get<std::string>() << " is used, of " << join(cpu["targets_available"])
-      << " here (built: " << join(cpu["targets_built"]) << ")\nthreads    " << cpu["threads"] << "\nGPU        "
-      << gpu["note"].get<std::string>() << "; the driver library " << gpu["driver_library"].get<std::string>()
-      << (gpu["driver_library_opens"].get<bool>() ? " opens" : " does not open") << "\nlibraries  Highway "
-      << info["libraries"]["highway"].get<std::string>() << ", OpenMP "
-      << info["libraries"]["openmp"].get<std::string>() << "\ncache      " << info["cache"].get<std::string>() << '\n';
+  constexpr std::uint64_t kMiB = 1 << 20;
+  const Json &cpu = info["cpu"], &cache = info["cache"];
+  out << "vicus      " << text_of(info["version"]) << "\nengines    " << join(info["engines"]) << "\nCPU        "
+      << text_of(cpu["target_used"]) << " is used, of " << join(cpu["targets_available"])
+      << " here (built: " << join(cpu["targets_built"]) << ")\nthreads    " << cpu["threads"] << '\n';
+  print_gpu(info["gpu"], out);
+  const std::string directory = text_of(cache["directory"]);
+  out << "cache      " << (directory.empty() ? "none: VICUS_CACHE_DIR, XDG_CACHE_HOME and HOME are not set" : directory)
+      << ": " << cache["kernels"] << " kernels, " << cache["bytes"].get<std::uint64_t>() / kMiB << " of at most "
+      << cache["limit_bytes"].get<std::uint64_t>() / kMiB << " MiB\nlibraries  Highway "
+      << text_of(info["libraries"]["highway"]) << ", OpenMP " << text_of(info["libraries"]["openmp"]) << '\n';
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pty
 import subprocess
 
@@ -44,10 +45,48 @@ def test_info():
     assert info["cpu"]["target_used"] in info["cpu"]["targets_available"]
     assert set(info["cpu"]["targets_available"]) <= set(info["cpu"]["targets_built"])
     assert info["cpu"]["threads"] >= 1
-    assert info["gpu"]["engine"] is False
+    assert {"cpu", "sm80", "reference"} == set(info["engines"])
     text = succeed("info")
-    for word in (info["version"], info["cpu"]["target_used"], "no GPU engine", info["cache"]):
+    for word in (info["version"], info["cpu"]["target_used"], info["cache"]["directory"]):
         assert word in text
+    for part in (info["gpu"]["driver"], info["gpu"]["compiler"]):
+        assert bool(part["problem"]) != bool(part["library"])
+        assert (part["problem"] or part["library"]) in text
+
+
+def test_info_of_the_gpu_runtime(tmp_path, monkeypatch):
+    """With the stand-ins of tests/jit for driver and compiler."""
+    stand_ins = pathlib.Path(os.environ["VICUS_BUILD"]) / "tests" / "jit"
+    driver, compiler = stand_ins / "libfake_cuda.so", stand_ins / "libnvrtc.so.13"
+    (tmp_path / "a.vicus").write_bytes(b"x" * (3 << 20))
+    (tmp_path / "not ours").write_bytes(b"x" * 1000)
+    for name, value in (
+        ("CUDA_DRIVER", driver),
+        ("NVRTC", compiler),
+        ("CACHE_DIR", tmp_path),
+        ("CACHE_BYTES", 5 << 20),
+    ):
+        monkeypatch.setenv(f"VICUS_{name}", str(value))
+    info = json.loads(succeed("info", "--json"))
+    assert info["gpu"]["driver"] == {"problem": "", "library": str(driver), "version": "13.1"}
+    found = {"problem": "", "library": str(compiler), "version": "13.1", "found_in": "VICUS_NVRTC"}
+    assert info["gpu"]["compiler"] == found
+    assert [(device["name"], device["compute_capability"]) for device in info["gpu"]["devices"]] == [
+        ("Fake A", "8.0"),
+        ("Fake B", "9.0"),
+    ]
+    assert info["cache"] == {"directory": str(tmp_path), "kernels": 1, "bytes": 3 << 20, "limit_bytes": 5 << 20}
+    text = succeed("info")
+    for part in (str(driver), "CUDA 13.1", "Fake B, compute capability 9.0", str(compiler), "found in VICUS_NVRTC"):
+        assert part in text
+    assert f"{tmp_path}: 1 kernels, 3 of at most 5 MiB" in text
+
+    monkeypatch.setenv("VICUS_CUDA_DRIVER", str(tmp_path / "absent"))
+    monkeypatch.setenv("VICUS_NVRTC", str(tmp_path / "absent too"))
+    text = succeed("info")
+    assert "there is no CUDA driver here" in text
+    assert "absent too" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.vicus", "not ours"], "looking makes no file"
 
 
 def test_plan_counts_the_mask():

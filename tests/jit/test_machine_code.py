@@ -20,7 +20,8 @@ def directory():
 
 @pytest.fixture
 def place(directory, tmp_path):
-    return {"VICUS_NVRTC": directory, "VICUS_CACHE_DIR": tmp_path / "cache"}
+    # NVRTC opens a second library by its name alone, which sanitizers' dlopen looks for elsewhere.
+    return {"VICUS_NVRTC": directory, "VICUS_CACHE_DIR": tmp_path / "cache", "LD_LIBRARY_PATH": directory}
 
 
 def test_python_packages_are_enough(directory):
