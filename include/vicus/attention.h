@@ -50,9 +50,9 @@ struct AttentionGradients {
   TensorView rpb = {};                                      ///< shape and dtype of the input
 };
 
-/// Computes gradients of all inputs that `gradients` holds. attn_bias has no gradient.
+/// Computes gradients of all inputs that `gradients` holds. attn_bias has no gradient. `stream` as in `forward`.
 VICUS_API void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
-                        const AttentionGradients& gradients);
+                        const AttentionGradients& gradients, void* stream = nullptr);
 
 /// Plans and computes neighborhood attention in one call: rank, sizes and dtype come from the tensors.
 VICUS_API void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key,

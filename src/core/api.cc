@@ -20,7 +20,7 @@ void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& 
 }
 
 void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
-              const AttentionGradients& gradients) {
+              const AttentionGradients& gradients, [[maybe_unused]] void* stream) {
   check_backward(plan.problem, inputs, grad_inputs, gradients);
   if (plan.engine == Engine::reference) {
     reference::backward(plan.problem, inputs, grad_inputs, gradients);

@@ -31,6 +31,7 @@ struct Smem {
   u16 value[kStages][kKeys * kVStride];
   Span seen[kRows][3];  // keys of each row, per axis
   Box warp_hull[kWarps], warp_core[kWarps];
+  KeyWalk walk[kStages];  // where the key tile of a stage is
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
@@ -269,6 +270,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
     if (s < tiles) {
+      if (threadIdx.x == 0) smem.walk[s] = ahead;
       load_keys(args, from, ahead, tile.kv_head, smem.key[s], smem.value[s]);
       ahead.next(hull);
     }
@@ -279,18 +281,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
   softmax.begin();
   Sums<kDv / 8> out = {};
   const float scale = kPreScale ? 1.0f : args.scale_log2;
-  KeyWalk walk;
-  walk.begin(hull);
   int stage = 0;
   for (int t = 0; t < tiles; ++t) {
     cp_async_wait<kStages - 2>();
     __syncthreads();
     if (t + kStages - 1 < tiles) {
       const int free = stage == 0 ? kStages - 1 : stage - 1;
+      if (threadIdx.x == 0) smem.walk[free] = ahead;
       load_keys(args, from, ahead, tile.kv_head, smem.key[free], smem.value[free]);
       ahead.next(hull);
     }
     cp_async_commit();
+    const KeyWalk walk = smem.walk[stage];
     const TileUse use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, args.additional);
     if (use != TileUse::skip) {
       Sums<kKeyBlocks> scores;
@@ -299,7 +301,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
       softmax.step(scores, scale, out);
       multiply_values(smem.value[stage], scores, out);
     }
-    walk.next(hull);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   __syncthreads();  // query rows are read by their own warp only, but out rows overlap those of others

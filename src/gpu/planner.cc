@@ -46,8 +46,7 @@ std::vector<Extent> query_boxes(int rank, int most) {
 std::vector<Extent> key_boxes(int rank, int most) {
   std::vector<Extent> list;
   if (rank == 1) {
-    list.push_back({1, 1, most});
-    if (most > 32) list.push_back({1, 1, 32});
+    for (int keys = most; keys >= 16; keys /= 2) list.push_back({1, 1, keys});
     return list;
   }
   for (int i = 1; i <= (rank > 2 ? 8 : 1); ++i) {

@@ -105,8 +105,9 @@ Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_typ
 int forward_shared_bytes(const Spec& s) {
   const int query = padded(s.head_dim), value = padded(s.head_dim_v);
   const int tiles = s.stages * s.keys() * (query + value);
-  constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes;
-  return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes;
+  constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16;
+  return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
+         s.stages * kWalkBytes;
 }
 
 jit::Source forward_source(const Spec& spec) {

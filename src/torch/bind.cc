@@ -1,4 +1,4 @@
-// The operators' CPU kernels: PyTorch's tensors in, PyTorch's tensors out, the core's calls in between. Mechanical on
+// The operators' kernels: PyTorch's tensors in, PyTorch's tensors out, the core's calls in between. Mechanical on
 // purpose: schemas, shapes under tracing and autograd are in python/vicus, every rule on arguments is in the core.
 //
 // Only PyTorch's stable ABI is used, so one binary serves every PyTorch since 2.10 and every Python.
@@ -40,26 +40,27 @@ Dense dense_of(const MaybeTensor& key_lengths, const MaybeTensor& cumulative_seq
           .cumulative_keys = integers("cumulative_seqlen_kv", cumulative_seqlen_kv)};
 }
 
-std::tuple<Tensor, Tensor> run_forward(const Problem& problem, const AttentionInputs& inputs, const Ints& options) {
-  const auto plan = plan_for(problem, plan_options(options, Pass::forward));
-  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
-  Tensor logsumexp = empty(plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
-  forward(*plan, inputs, written(output), written(logsumexp));
+std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& problem, const AttentionInputs& inputs,
+                                       const Ints& options) {
+  const auto plan = plan_for(problem, plan_options(place, options, Pass::forward));
+  Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
+  Tensor logsumexp = empty(place, plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
+  forward(*plan, inputs, written(output), written(logsumexp), stream_of(place));
   return {std::move(output), std::move(logsumexp)};
 }
 
 // The forward pass alone, with every default.
-Tensor run_inference(const Problem& problem, const AttentionInputs& inputs) {
-  const auto plan = plan_for(problem, {});
-  Tensor output = empty(plan->problem.output_shape(), plan->problem.dtype);
-  forward(*plan, inputs, written(output));
+Tensor run_inference(const Place& place, const Problem& problem, const AttentionInputs& inputs) {
+  const auto plan = plan_for(problem, plan_options(place, {}, Pass::forward));
+  Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
+  forward(*plan, inputs, written(output), {}, stream_of(place));
   return output;
 }
 
 // Gradients in the order of `AttentionInputs`, as many as the operator's schema says.
-Tensors run_backward(const Problem& problem, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
-                     const Ints& options, std::int64_t wanted, int count) {
-  const auto plan = plan_for(problem, plan_options(options, Pass::backward));
+Tensors run_backward(const Place& place, const Problem& problem, const AttentionInputs& inputs,
+                     const AttentionGradInputs& grad_inputs, const Ints& options, std::int64_t wanted, int count) {
+  const auto plan = plan_for(problem, plan_options(place, options, Pass::backward));
   const ConstTensorView* const of[] = {
       &inputs.query, &inputs.key, &inputs.value, &inputs.additional_keys, &inputs.additional_values, &inputs.rpb};
   AttentionGradients views;
@@ -67,11 +68,11 @@ Tensors run_backward(const Problem& problem, const AttentionInputs& inputs, cons
                               &views.rpb};
   Tensors result;
   for (int i = 0; i < count; ++i) {
-    Gradient gradient = gradient_of(*of[i], wants(wanted, i), problem.dtype);
+    Gradient gradient = gradient_of(place, *of[i], wants(wanted, i), problem.dtype);
     *into[i] = gradient.view;
     result.push_back(std::move(gradient.tensor));
   }
-  backward(*plan, inputs, grad_inputs, views);
+  backward(*plan, inputs, grad_inputs, views, stream_of(place));
   return result;
 }
 
@@ -102,7 +103,8 @@ std::tuple<Tensor, Tensor> neighborhood(const Tensor& query, const Tensor& key, 
   Rows rows;
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.rpb = view("rpb", rpb);
-  return run_forward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
+  return run_forward(place_of(query),
+                     neighborhood_problem(inputs.query, inputs.key, inputs.value,
                                           neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
                                           inputs.additional_keys, inputs.rpb),
                      inputs, options);
@@ -117,7 +119,8 @@ Tensor neighborhood_inference(const Tensor& query, const Tensor& key, const Tens
   const AttentionInputs inputs = inputs_of(rows, query, key, value, {}, {});
   const Neighborhood windows = {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
                                 AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))};
-  return run_inference(neighborhood_problem(inputs.query, inputs.key, inputs.value, windows, scale), inputs);
+  return run_inference(place_of(query), neighborhood_problem(inputs.query, inputs.key, inputs.value, windows, scale),
+                       inputs);
 }
 
 Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
@@ -129,7 +132,8 @@ Tensors neighborhood_backward(const Tensor& grad_output, const MaybeTensor& grad
   Rows rows;
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.rpb = view("rpb", rpb);
-  return run_backward(neighborhood_problem(inputs.query, inputs.key, inputs.value,
+  return run_backward(place_of(query),
+                      neighborhood_problem(inputs.query, inputs.key, inputs.value,
                                            neighborhood_of(kernel_size, stride, dilation, is_causal), scale,
                                            inputs.additional_keys, inputs.rpb),
                       inputs, grad_inputs_of(rows, grad_output, grad_logsumexp, output, logsumexp), options, wanted, 6);
@@ -145,6 +149,7 @@ std::tuple<Tensor, Tensor> dense(const Tensor& query, const Tensor& key, const T
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
   return run_forward(
+      place_of(query),
       dense_problem(inputs.query, inputs.key, inputs.value,
                     dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
                     scale, inputs.additional_keys, inputs.attn_bias),
@@ -155,7 +160,8 @@ Tensor dense_inference(const Tensor& query, const Tensor& key, const Tensor& val
                        std::int64_t window_left, std::int64_t window_right, double scale) {
   Rows rows;
   const AttentionInputs inputs = inputs_of(rows, query, key, value, {}, {});
-  return run_inference(dense_problem(inputs.query, inputs.key, inputs.value,
+  return run_inference(place_of(query),
+                       dense_problem(inputs.query, inputs.key, inputs.value,
                                      dense_of({}, {}, {}, causal, window_left, window_right), scale),
                        inputs);
 }
@@ -171,6 +177,7 @@ Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsum
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
   return run_backward(
+      place_of(query),
       dense_problem(inputs.query, inputs.key, inputs.value,
                     dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
                     scale, inputs.additional_keys, inputs.attn_bias),
@@ -180,18 +187,20 @@ Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsum
 // --- Merging --------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumexps) {
+  const Place place = outputs.empty() ? Place() : place_of(outputs[0]);
   Rows rows;
   const auto parts = rows("outputs", outputs);
   const auto weights = views("lse_tensors", logsumexps);
   if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
-  Tensor output = empty(parts[0].shape(), parts[0].dtype());
-  Tensor logsumexp = empty(weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
+  Tensor output = empty(place, parts[0].shape(), parts[0].dtype());
+  Tensor logsumexp = empty(place, weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
   merge_forward(parts, weights, written(output), written(logsumexp));
   return {std::move(output), std::move(logsumexp)};
 }
 
 Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const Tensor& grad_output,
                        const MaybeTensor& grad_logsumexp) {
+  const Place place = place_of(grad_output);
   Rows rows;
   const auto parts = rows("outputs", outputs);
   const auto weights = views("lse_tensors", logsumexps);
@@ -199,7 +208,7 @@ Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const 
   std::vector<TensorView> grad_parts, grad_weights;
   for (const auto& [of, into] : {std::pair(&parts, &grad_parts), std::pair(&weights, &grad_weights)}) {
     for (const ConstTensorView& part : *of) {
-      Gradient gradient = gradient_of(part, true, part.dtype());
+      Gradient gradient = gradient_of(place, part, true, part.dtype());
       into->push_back(gradient.view);
       result.push_back(std::move(gradient.tensor));
     }
@@ -231,7 +240,7 @@ Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_
   const Neighborhood mask = neighborhood_of(kernel_size, stride, dilation, is_causal);
   Rows rows;
   const ConstTensorView q = rows("query", query), extra = rows("additional_keys", additional_keys);
-  Tensor scores = empty(scores_shape(mask, q, extra), q.dtype());
+  Tensor scores = empty(place_of(query), scores_shape(mask, q, extra), q.dtype());
   qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb));
   return scores;
 }
@@ -239,12 +248,14 @@ Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_
 Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& additional_keys, const MaybeTensor& rpb,
                     const Tensor& grad_scores, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
                     const Ints& is_causal, std::int64_t wanted) {
+  const Place place = place_of(query);
   Rows rows;
   const ConstTensorView q = rows("query", query), k = rows("key", key),
                         extra = rows("additional_keys", additional_keys);
-  Gradient gradients[] = {gradient_of(q, wants(wanted, 0), q.dtype()), gradient_of(k, wants(wanted, 1), q.dtype()),
-                          gradient_of(extra, wants(wanted, 2), q.dtype()),
-                          gradient_of(view("rpb", rpb), wants(wanted, 3), q.dtype())};
+  Gradient gradients[] = {gradient_of(place, q, wants(wanted, 0), q.dtype()),
+                          gradient_of(place, k, wants(wanted, 1), q.dtype()),
+                          gradient_of(place, extra, wants(wanted, 2), q.dtype()),
+                          gradient_of(place, view("rpb", rpb), wants(wanted, 3), q.dtype())};
   vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, rows("grad_scores", grad_scores),
                      {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra);
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor};
@@ -257,7 +268,7 @@ Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& addition
   if (s.dims() < 1 || v.dims() < 1) throw InvalidArgument("scores.shape", "()", "4 to 6 dimensions");
   Ints shape(s.shape().begin(), s.shape().end());
   shape.back() = v.shape().back();
-  Tensor output = empty(shape, s.dtype());
+  Tensor output = empty(place_of(scores), shape, s.dtype());
   av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
              rows("additional_values", additional_values));
   return output;
@@ -266,11 +277,13 @@ Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& addition
 Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor& additional_values,
                     const Tensor& grad_output, const Ints& kernel_size, const Ints& stride, const Ints& dilation,
                     const Ints& is_causal, std::int64_t wanted) {
+  const Place place = place_of(scores);
   Rows rows;
   const ConstTensorView s = rows("scores", scores), v = rows("value", value),
                         extra = rows("additional_values", additional_values);
-  Gradient gradients[] = {gradient_of(s, wants(wanted, 0), s.dtype()), gradient_of(v, wants(wanted, 1), s.dtype()),
-                          gradient_of(extra, wants(wanted, 2), s.dtype())};
+  Gradient gradients[] = {gradient_of(place, s, wants(wanted, 0), s.dtype()),
+                          gradient_of(place, v, wants(wanted, 1), s.dtype()),
+                          gradient_of(place, extra, wants(wanted, 2), s.dtype())};
   vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, rows("grad_output", grad_output),
                      {gradients[0].view, gradients[1].view, gradients[2].view}, extra);
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor};
@@ -306,6 +319,14 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
   m.impl("qk_backward", TORCH_BOX(&qk_backward));
   m.impl("av", TORCH_BOX(&av));
   m.impl("av_backward", TORCH_BOX(&av_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) {
+  using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
+  m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
+  m.impl("neighborhood", TORCH_BOX(&neighborhood));
+  m.impl("dense_inference", TORCH_BOX(&dense_inference));
+  m.impl("dense", TORCH_BOX(&dense));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cpu/threads.h"
+#include "jit/device.h"
 #include "vicus/error.h"
 
 namespace vicus::binding {
@@ -83,15 +84,23 @@ std::array<int, 3> to_extents(const char* name, std::span<const std::int64_t> va
 
 }  // namespace
 
-PlanOptions plan_options(std::span<const std::int64_t> options, Pass pass) {
+PlanOptions plan_options(const Place& place, std::span<const std::int64_t> options, Pass pass) {
   constexpr std::size_t kEngine = 0, kDeterministic = 1, kKvParallelism = 2, kMemory = 3, kSplits = 4, kForwardTile = 7,
                         kBackwardTile = 10, kCount = 13;
   PlanOptions result;
+  if (place.cuda) {
+    const jit::Device& device = jit::device(place.device);
+    result.engine = Engine::sm80;
+    result.gpu = {.major = device.arch.major,
+                  .minor = device.arch.minor,
+                  .multiprocessors = device.multiprocessors,
+                  .shared_bytes_per_block = device.shared_bytes_per_block};
+  }
   if (options.empty()) return result;
   if (options.size() != kCount) {
     throw InvalidArgument("options", std::to_string(options.size()) + " values", "none, or " + std::to_string(kCount));
   }
-  result.engine = to_enum("options.engine", options[kEngine], Engine::cpu);
+  if (!place.cuda) result.engine = to_enum("options.engine", options[kEngine], Engine::cpu);
   result.backward.deterministic = options[kDeterministic] != 0;
   result.backward.kv_parallelism = options[kKvParallelism] != 0;
   result.backward.memory = to_enum("options.memory", options[kMemory], MemoryPreference::unrestricted);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "torch/tensors.h"
 #include "vicus/plan.h"
 
 namespace vicus::binding {
@@ -14,7 +15,8 @@ enum class Pass : std::uint8_t { forward, backward };
 /// The operators' `options` as the core's. The list is empty (every default) or holds, in this order: engine,
 /// deterministic, kv_parallelism, memory preference, 3 kv_splits, 3 extents of the forward query tile, 3 of the backward
 /// one (trailing axes last). Throws InvalidArgument on another length or an unknown value.
-[[nodiscard]] PlanOptions plan_options(std::span<const std::int64_t> options, Pass pass);
+/// Tensors on a CUDA device are computed there, whatever the engine.
+[[nodiscard]] PlanOptions plan_options(const Place& place, std::span<const std::int64_t> options, Pass pass);
 
 /// The plan of `problem` on as many threads as PyTorch is set to now. Kept for later calls with the same arguments, up
 /// to a fixed number of plans; thread-safe.

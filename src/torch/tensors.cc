@@ -1,5 +1,6 @@
 #include "torch/tensors.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -55,7 +56,29 @@ Ints read(const Tensor& tensor) {
   return values;
 }
 
+// In PyTorch's CUDA library, which a PyTorch for CPUs lacks: looked up where it is loaded, never linked.
+using CurrentStream = AOTITorchError (*)(std::int32_t device, void** stream);
+CurrentStream find_current_stream() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+  if (symbol == nullptr) throw Unsupported("this PyTorch has no CUDA streams");
+  return reinterpret_cast<CurrentStream>(symbol);
+}
+
 }  // namespace
+
+Place place_of(const Tensor& tensor) {
+  if (!tensor.is_cuda()) return {};
+  return {.cuda = true, .device = tensor.get_device_index()};
+}
+
+void* stream_of(const Place& place) {
+  if (!place.cuda) return nullptr;
+  static const CurrentStream current = find_current_stream();
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(current(place.device, &stream));
+  return stream;
+}
 
 ConstTensorView view(const char* name, const Tensor& tensor) {
   return {tensor.const_data_ptr(), dtype_of(name, tensor), layout_of(tensor)};
@@ -94,17 +117,18 @@ TensorView written(const Tensor& tensor) {
   return {tensor.mutable_data_ptr(), dtype_of("output", tensor), layout_of(tensor)};
 }
 
-Tensor empty(std::span<const std::int64_t> shape, DType dtype) {
+Tensor empty(const Place& place, std::span<const std::int64_t> shape, DType dtype) {
   const TensorLayout layout(shape);  // contiguous
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(layout.dims(), layout.shape().data(), layout.strides().data(),
-                                                  code_of(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      layout.dims(), layout.shape().data(), layout.strides().data(), code_of(dtype),
+      place.cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), place.device, &handle));
   return Tensor(handle);
 }
 
-Gradient gradient_of(const ConstTensorView& of, bool wanted, DType otherwise) {
-  if (!wanted || !of) return {empty(std::array<std::int64_t, 1>{0}, otherwise), {}};
-  Tensor tensor = empty(of.shape(), of.dtype());
+Gradient gradient_of(const Place& place, const ConstTensorView& of, bool wanted, DType otherwise) {
+  if (!wanted || !of) return {empty(place, std::array<std::int64_t, 1>{0}, otherwise), {}};
+  Tensor tensor = empty(place, of.shape(), of.dtype());
   const TensorView view = written(tensor);
   return {std::move(tensor), view};
 }

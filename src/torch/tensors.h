@@ -17,6 +17,15 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Ints = std::vector<std::int64_t>;
 
+/// Where tensors are: CPU memory, or that of a CUDA device.
+struct Place {
+  bool cuda = false;
+  std::int32_t device = 0;
+};
+[[nodiscard]] Place place_of(const Tensor& tensor);
+/// PyTorch's current stream there; null for the CPU.
+[[nodiscard]] void* stream_of(const Place& place);
+
 /// View of a tensor that is read, of any strides; an absent tensor is an absent view. `name` is for errors:
 /// InvalidArgument on an element type the core does not know.
 [[nodiscard]] ConstTensorView view(const char* name, const Tensor& tensor);
@@ -38,15 +47,15 @@ class Rows {
 /// View of a tensor that is written.
 [[nodiscard]] TensorView written(const Tensor& tensor);
 
-/// A new tensor in CPU memory, contiguous, not initialised.
-[[nodiscard]] Tensor empty(std::span<const std::int64_t> shape, DType dtype);
+/// A new tensor, contiguous, not initialised.
+[[nodiscard]] Tensor empty(const Place& place, std::span<const std::int64_t> shape, DType dtype);
 /// A gradient like `of`, or an empty tensor of type `otherwise` where it is not wanted or there is nothing to
 /// differentiate.
 struct Gradient {
   Tensor tensor;
   TensorView view;  ///< absent when not wanted
 };
-[[nodiscard]] Gradient gradient_of(const ConstTensorView& of, bool wanted, DType otherwise);
+[[nodiscard]] Gradient gradient_of(const Place& place, const ConstTensorView& of, bool wanted, DType otherwise);
 
 /// The element type of a logsumexp of this element type.
 [[nodiscard]] inline DType logsumexp_dtype(DType dtype) {
