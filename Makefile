@@ -18,7 +18,7 @@ export JOBS CMAKE_ARGS FUZZ_SECONDS PYTEST_ARGS
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup setup-clang build demo test test-asan test-tsan fuzz bench-cpu lint format install clean
+.PHONY: help setup setup-clang setup-torch build demo test test-asan test-tsan fuzz bench-cpu lint format install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,7 +36,10 @@ build: setup  ## the library and the command line, in build/
 demo: build  ## denoise a photograph and compare with scikit-image
 	@.venv/bin/python tools/demo.py build/src/cli/vicus out
 
-test: setup  ## every test on the release build
+setup-torch:
+	@tools/setup.sh build torch
+
+test: setup-torch  ## every test on the release build
 	@tools/build.sh release
 	@tools/run_tests.sh release
 
@@ -52,7 +55,7 @@ fuzz: setup-clang  ## fuzz the parsers, FUZZ_SECONDS each
 	@tools/build.sh fuzz
 	@.venv/bin/python tests/fuzz/run_fuzzers.py build/fuzz/tests/fuzz --seconds $(FUZZ_SECONDS)
 
-bench-cpu: setup  ## measure the CPU engine; JSON under bench/results/cpu
+bench-cpu: setup-torch  ## measure the CPU engine; JSON under bench/results/cpu
 	@tools/build.sh bench
 	@bench/run_cpu.sh
 

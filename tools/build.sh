@@ -22,7 +22,12 @@ sanitized() {
     "-DCMAKE_MODULE_LINKER_FLAGS=-shared-libsan -Wl,-rpath,$runtime")
 }
 case "$kind" in
-  release) dir=build; options+=(-DVICUS_BUILD_TESTS=ON) ;;
+  release)
+    dir=build
+    options+=(-DVICUS_BUILD_TESTS=ON)
+    # The PyTorch package, where tools/setup.sh installed PyTorch.
+    [[ -f .venv/requirements-torch.txt ]] && options+=(-DVICUS_BUILD_TORCH=ON "-DPython_EXECUTABLE=$PWD/.venv/bin/python")
+    ;;
   asan) sanitized address,undefined ;;
   tsan) sanitized thread ;;
   fuzz) options+=("${clang[@]}" -DVICUS_CPU_TARGETS=SSE4 -DVICUS_BUILD_FUZZERS=ON) ;;  # sanitizers: tests/fuzz

@@ -9,7 +9,7 @@ kind=$1
 dir=build/$kind
 jobs=${JOBS:-$(nproc)}
 preload=()
-python_tests=(tests/python tests/cli tests/geometry tests/jit tests/install)
+python_tests=(tests/python tests/cli tests/geometry tests/jit tests/gpu)
 runtime() { clang++-19 -print-file-name="libclang_rt.$1-$(uname -m).so"; }
 case "$kind" in
   release) dir=build ;;
@@ -26,7 +26,7 @@ case "$kind" in
   *) echo "run_tests.sh: argument is $kind; allowed: release, asan, tsan" >&2; exit 2 ;;
 esac
 # What tests/install builds is not instrumented: one run of it is enough.
-[[ $kind == release ]] || python_tests=("${python_tests[@]:0:4}")
+[[ $kind == release ]] && python_tests+=(tests/install tests/torch)
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
 # Several test processes share the cores: threads that wait for work must not burn the time of others.
 export OMP_WAIT_POLICY=passive
@@ -39,6 +39,6 @@ ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$jobs" 
   --output-junit "$PWD/$reports/ctest.xml" 2>&1 | grep -vE '^ +Start |Passed +[0-9.]+ sec$' || status=$?
 read -ra extra <<<"${PYTEST_ARGS:-}"
 env ${preload[@]+"${preload[@]}"} VICUS_CLI="$PWD/$dir/src/cli/vicus" VICUS_BRIDGE="$PWD/$dir/tests/bridge/libvicus_bridge.so" \
-  VICUS_BUILD="$PWD/$dir" .venv/bin/python -m pytest -q -n "$jobs" --junitxml="$reports/pytest.xml" \
+  VICUS_BUILD="$PWD/$dir" VICUS_LIBRARY="$PWD/$dir/src/torch/_C.so" PYTHONPATH="$PWD/python" .venv/bin/python -m pytest -q -n "$jobs" --junitxml="$reports/pytest.xml" \
   ${extra[@]+"${extra[@]}"} "${python_tests[@]}" || status=$?
 .venv/bin/python tools/test_summary.py --status "$status" "$reports"

@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Installs what is missing and nothing else, so that calling it again costs nothing: Debian packages, then the Python
-# tools of tools/requirements.txt in .venv.
+# tools of tools/requirements*.txt in .venv.
 #
-#   tools/setup.sh [build] [clang]     build: compiler, libraries, .venv;  clang: also sanitizers, fuzzing, lint
+#   tools/setup.sh [build] [clang] [torch]     build: compiler, libraries, .venv;  clang: also sanitizers, fuzzing, lint;
+#                                              torch: also PyTorch and what its package's tests need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build pkg-config libhwy-dev libgtest-dev libbenchmark-dev libpng-dev libsndfile1-dev
   libcli11-dev libspdlog-dev nlohmann-json3-dev python3-venv)
 clang_packages=(clang-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev libomp-19-dev llvm-19)
+requirements=(requirements.txt)
 for what in "$@"; do
   case "$what" in
     build) ;;
     clang) packages+=("${clang_packages[@]}") ;;
-    *) echo "setup.sh: argument is $what; allowed: build, clang" >&2; exit 2 ;;
+    torch) requirements+=(requirements-torch.txt) ;;
+    *) echo "setup.sh: argument is $what; allowed: build, clang, torch" >&2; exit 2 ;;
   esac
 done
 
@@ -47,13 +50,16 @@ install_packages() {
   rm -f "$log"
 }
 
+# Each file of requirements leaves a copy in .venv when it is installed.
 make_venv() {
-  local stamp=.venv/requirements.txt
-  cmp -s tools/requirements.txt "$stamp" && [[ -x .venv/bin/python ]] && return
-  echo "setup: Python tools in .venv"
+  local file
   [[ -x .venv/bin/python ]] || python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements.txt
-  cp tools/requirements.txt "$stamp"  # last: an interrupted install is done again
+  for file in "${requirements[@]}"; do
+    cmp -s "tools/$file" ".venv/$file" && continue
+    echo "setup: Python tools of tools/$file in .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "tools/$file"
+    cp "tools/$file" ".venv/$file"  # last: an interrupted install is done again
+  done
 }
 
 install_packages
