@@ -70,7 +70,8 @@ bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>&
         double rows = 1, ring = 1;
         for (std::size_t a = 0; a < 3; ++a) {
           const int extent = trial.stack[a] * f.tile.extent[a];
-          rows *= geometry::ceil_div(tiles[a], trial.stack[a]) * middle_hull(grid.axis[a], extent);
+          const auto pieces = static_cast<double>(geometry::ceil_div(tiles[a], trial.stack[a]));
+          rows *= pieces * middle_hull(grid.axis[a], extent);
           ring *= a < moving ? 1 : largest_hull(list, static_cast<int>(a), a == moving ? f.tile.extent[a] : extent);
         }
         if (ring > budget) continue;
