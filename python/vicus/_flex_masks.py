@@ -1,13 +1,15 @@
-"""Masks of the backend "flex": windows and bands as tensor arithmetic, orders of tokens, and lists of blocks."""
+"""Masks of the backend "flex": windows and bands as tensor arithmetic, orders of tokens, tables and lists of blocks."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Ints = tuple[int, ...]
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # batch, head, query and key index -> whether it is seen
@@ -15,6 +17,7 @@ Bias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # score, batc
 
 BLOCK = 128  # tokens of a block of the mask where the caller gives no tiles: what FlexAttention is tuned for
 _PAIRS = 1 << 22  # (query, key) pairs evaluated at once while blocks are counted
+KEPT_PAIRS = 1 << 20  # of the largest table worth keeping
 
 
 def window_sees(query: Tensor, key: Tensor, length: int, window: int, step: int, dilation: int, causal: bool) -> Tensor:
@@ -107,7 +110,7 @@ def _unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
     return parts[::-1]
 
 
-def _neighborhood_mask(
+def neighborhood_mask(
     queries: Order, keys: Order, kernel_size: Ints, stride: Ints, dilation: Ints, is_causal: tuple[bool, ...]
 ) -> Mask:
     """The windows of all axes; keys after those of the layout are additional tokens, which every query sees."""
@@ -191,21 +194,23 @@ def dense_bias(attn_bias: Tensor, kv_len: int) -> Bias:
     return bias
 
 
-# --- Blocks of a mask ------------------------------------------------------------------------------------------------
+# --- Tables and blocks of a mask -------------------------------------------------------------------------------------
+
+
+def table_of(mask: Mask, batches: int, q_len: int, kv_len: int, device: torch.device) -> Tensor:
+    """Every pair of a mask: bool [batches, 1, q_len, kv_len]. `batches` is 1 for one that all entries share."""
+    batch, query, key = (torch.arange(n, device=device) for n in (batches, q_len, kv_len))
+    batch = batch[:, None, None, None]
+    return mask(batch, torch.zeros_like(batch), query[:, None], key).expand(batches, 1, q_len, kv_len)
 
 
 def blocks_of(
-    mask: Mask, batches: int, q_len: int, kv_len: int, block: tuple[int, int], device: torch.device, sparse: bool
+    mask: Mask, batches: int, q_len: int, kv_len: int, block: tuple[int, int], device: torch.device
 ) -> BlockMask:
-    """`mask` with the blocks of keys that each block of queries needs; only compiled kernels use them (`sparse`).
+    """`mask` with the blocks of keys that each block of queries needs.
 
     `batches` is 1 for a mask that is the same for all entries.
     """
-    lengths = (q_len, kv_len)
-    if not sparse:
-        one = torch.ones(1, 1, 1, dtype=torch.int32, device=device)
-        zero = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=device)
-        return BlockMask.from_kv_blocks(one, zero, BLOCK_SIZE=lengths, mask_mod=mask, seq_lengths=lengths)
     if torch.compiler.is_compiling():
         return create_block_mask(mask, batches, None, q_len, kv_len, device, block)
     # As create_block_mask, in steps that keep the table of (query, key) pairs small.
@@ -219,48 +224,78 @@ def blocks_of(
         counts.append(seen.view(-1, seen.shape[-2] // block[0], block[0], columns, block[1]).sum((2, 4)))
     count = torch.cat(counts, 1).view(-1, 1, rows, columns)
     full = count == block[0] * block[1]
+    partial = (count > 0) & ~full
 
     def listed(wanted: Tensor) -> tuple[Tensor, Tensor]:
-        return wanted.sum(-1, dtype=torch.int32), torch.argsort(
-            wanted.int(), dim=-1, descending=True, stable=True
-        ).int()
+        order = torch.argsort(wanted.int(), dim=-1, descending=True, stable=True)
+        return wanted.sum(-1, dtype=torch.int32), order.int()
 
-    partial = (count > 0) & ~full
     return BlockMask.from_kv_blocks(
-        *listed(partial), *listed(full), BLOCK_SIZE=block, mask_mod=mask, seq_lengths=lengths
+        *listed(partial), *listed(full), BLOCK_SIZE=block, mask_mod=mask, seq_lengths=(q_len, kv_len)
     )
+
+
+def fresh(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` of a cached function, past its cache."""
+    return function.__wrapped__(*args)
+
+
+def kept(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` of a cached function, from its cache where its tensors may outlive the call.
+
+    Tensors of a trace or of a mode that makes other tensors (fake ones, say) may not; nor may those of inference mode,
+    which autograd would refuse later, so that is left for a moment.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return fresh(function, *args)
+    with torch.inference_mode(False):
+        return function(*args)
+
+
+class Windows(NamedTuple):
+    """The mask of a neighborhood: a key of the caches below."""
+
+    layout: Ints
+    kernel_size: Ints
+    stride: Ints
+    dilation: Ints
+    is_causal: tuple[bool, ...]
+
+
+class Band(NamedTuple):
+    """The mask of dense attention without lists: a key of the caches below."""
+
+    q_len: int
+    kv_len: int
+    causal: int
+    left: int
+    right: int
 
 
 @functools.lru_cache(maxsize=32)
 def neighborhood_blocks(
-    layout: Ints,
-    kernel_size: Ints,
-    stride: Ints,
-    dilation: Ints,
-    is_causal: tuple[bool, ...],
+    windows: Windows,
     q_tile: Ints | None,
     kv_tile: Ints | None,
     extra: int,
     block: tuple[int, int],
     device: torch.device,
-    sparse: bool,
 ) -> BlockMask:
-    queries, keys = Order(layout, dilation, q_tile), Order(layout, dilation, kv_tile)
-    mask = _neighborhood_mask(queries, keys, kernel_size, stride, dilation, is_causal)
-    return blocks_of(mask, 1, queries.length, keys.length + extra, block, device, sparse)
+    """Windows over tokens in the order of tiles, `extra` tokens after the keys."""
+    queries, keys = (Order(windows.layout, windows.dilation, tile) for tile in (q_tile, kv_tile))
+    mask = neighborhood_mask(queries, keys, *windows[1:])
+    return blocks_of(mask, 1, queries.length, keys.length + extra, block, device)
 
 
 @functools.lru_cache(maxsize=32)
-def band_blocks(
-    q_len: int,
-    kv_len: int,
-    extra: int,
-    causal: int,
-    left: int,
-    right: int,
-    block: tuple[int, int],
-    device: torch.device,
-    sparse: bool,
-) -> BlockMask:
-    mask = dense_mask(q_len, kv_len, causal, left, right, None, None)
-    return blocks_of(mask, 1, q_len, kv_len + extra, block, device, sparse)
+def neighborhood_table(windows: Windows, extra: int, device: torch.device) -> Tensor:
+    """Windows over tokens row by row, `extra` tokens after the keys."""
+    order = Order(windows.layout, windows.dilation, None)
+    mask = neighborhood_mask(order, order, *windows[1:])
+    return table_of(mask, 1, order.length, order.length + extra, device)
+
+
+@functools.lru_cache(maxsize=32)
+def band_blocks(band: Band, extra: int, block: tuple[int, int], device: torch.device) -> BlockMask:
+    """A band, `extra` tokens after the keys."""
+    return blocks_of(dense_mask(*band, None, None), 1, band.q_len, band.kv_len + extra, block, device)

@@ -1,12 +1,14 @@
-"""Backend "flex": PyTorch's FlexAttention with our masks. It serves devices that no engine of vicus knows.
+"""Backend "flex": attention from PyTorch alone, with our masks. It serves devices that no engine of vicus knows.
 
-Eager by default: FlexAttention then computes every score and masks afterwards, in memory quadratic in the tokens. With
-``torch_compile=True``, where `vicus.context` allows it, Inductor makes a kernel that skips blocks of keys that the mask
-hides. Where FlexAttention has no backward pass (CPU, MPS) or does not know the device at all, gradients come from the
-same computation written in differentiable PyTorch, which also gives second derivatives.
+With ``torch_compile=True``, where `vicus.context` allows it, and inside a region that the caller compiles, this is
+PyTorch's FlexAttention: a kernel that Inductor makes, which skips blocks of keys that the mask hides.
 
-Differences from the engines: a NaN in a value reaches every query (its weight of zero is multiplied, not skipped), and
-eager FlexAttention repeats keys and values for grouped heads in memory.
+Eagerly, FlexAttention computes all scores, masks them, and traces the mask anew on every call that is differentiated.
+The same computation is written here in plain operators (`_plain`): it has every derivative and repeats no keys or
+values. Its memory is quadratic in the tokens. It also stands in where compiled FlexAttention has no backward pass (CPU,
+MPS) or does not know the device.
+
+A difference from the engines: a NaN in a value reaches every query (its weight of zero is multiplied, not skipped).
 """
 
 import functools
@@ -23,17 +25,23 @@ from vicus import context
 from vicus._arguments import wrong
 from vicus._flex_masks import (
     BLOCK,
+    KEPT_PAIRS,
+    Band,
     Bias,
     Ints,
-    Mask,
     Order,
+    Windows,
     band_blocks,
     blocks_of,
     dense_bias,
     dense_mask,
+    fresh,
+    kept,
     neighborhood_blocks,
+    neighborhood_table,
     packed_sequences,
     rpb_bias,
+    table_of,
 )
 
 __all__ = ["dense", "neighborhood", "unsupported"]
@@ -117,87 +125,82 @@ def _compiled() -> Callable:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _plain(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Bias | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """What FlexAttention computes, in PyTorch's own differentiable operators. Heads first, keys not repeated."""
-    batch, heads, q_len, _ = query.shape
-    heads_kv, kv_len = key.shape[1:3]
-    work = torch.float64 if query.dtype == torch.float64 else torch.float32
-    place = [torch.arange(n, device=query.device) for n in (batch, heads, q_len, kv_len)]
-    index = [p.view([-1 if a == axis else 1 for a in range(4)]) for axis, p in enumerate(place)]
-    grouped = query.reshape(batch, heads_kv, heads // heads_kv * q_len, query.shape[-1])
-    scores = (grouped.to(work) @ key.to(work).mT).view(batch, heads, q_len, kv_len) * scale
-    if bias is not None:
-        scores = bias(scores, *index)
-    scores = scores.masked_fill(~mask(*index), -math.inf)
-    blind = (scores == -math.inf).all(-1, keepdim=True)  # softmax and logsumexp have no derivative there
-    scores = scores.masked_fill(blind, 0)
-    weights = scores.softmax(-1).masked_fill(blind, 0)
-    logsumexp = scores.logsumexp(-1).masked_fill(blind[..., 0], -math.inf)
-    output = weights.reshape(batch, heads_kv, -1, kv_len) @ value.to(work)
-    return output.view(batch, heads, q_len, value.shape[-1]).to(query.dtype), logsumexp
+def _has_kernel(torch_compile: bool, *tensors: Tensor | None) -> bool:
+    """Whether FlexAttention computes a call on these tensors."""
+    if not torch_compile and not torch.compiler.is_compiling():
+        return False
+    known = _HAS_FLEX_BACKWARD if _trains(*tensors) else _HAS_FLEX
+    return tensors[0].device.type in known and not _has_tangent(*tensors)
 
 
-def _attend(
+def _kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     blocks: BlockMask,
     bias: Bias | None,
-    table: Tensor | None,
     scale: float,
     torch_compile: bool,
     options: dict[str, int],
 ) -> tuple[Tensor, Tensor]:
-    """Query [B, Sq, H, D], key and value [B, Sk, Hkv, D or Dv] -> output [B, Sq, H, Dv], logsumexp [B, Sq, H].
-
-    `table` is what `bias` reads.
-    """
-    inputs = (query, key, value, table)
-    trains = _trains(*inputs)
+    """FlexAttention. Tensors are heads last, as are the results."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    known = _HAS_FLEX_BACKWARD if trains else _HAS_FLEX
-    if query.device.type not in known or _has_tangent(*inputs):
-        output, logsumexp = _plain(query, key, value, blocks.mask_mod, bias, scale)
-    else:
-        if not trains:  # FlexAttention asks for requires_grad, whatever the grad mode
-            query, key, value = query.detach(), key.detach(), value.detach()
-        function = _compiled() if torch_compile else flex_attention
-        output, auxiliary = function(
-            query,
-            key,
-            value,
-            score_mod=bias,
-            block_mask=blocks,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-            return_aux=AuxRequest(lse=True),
-            # The kernel for a few queries knows no block sparsity.
-            kernel_options={"FORCE_USE_FLEX_ATTENTION": True, **options},
-        )
-        logsumexp = auxiliary.lse
-    return output.transpose(1, 2), logsumexp.transpose(1, 2)
+    if not _trains(query, key, value):  # FlexAttention asks for requires_grad, whatever the grad mode
+        query, key, value = query.detach(), key.detach(), value.detach()
+    output, auxiliary = (_compiled() if torch_compile else flex_attention)(
+        query,
+        key,
+        value,
+        score_mod=bias,
+        block_mask=blocks,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=True),
+        # The kernel for a few queries knows no block sparsity.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True, **options},
+    )
+    return output.transpose(1, 2), auxiliary.lse.transpose(1, 2)
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, bias: Bias | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by differentiable operators. `seen` is bool [B or 1, 1, Sq, Sk]."""
+    batch, q_len, heads, head_dim = query.shape
+    kv_len, heads_kv, head_dim_v = value.shape[1:]
+    work = torch.float64 if query.dtype == torch.float64 else torch.float32
+    # The queries of all heads that share keys are the rows of one product.
+    grouped = query.transpose(1, 2).reshape(batch, heads_kv, -1, head_dim).to(work)
+    scores = (grouped @ key.permute(0, 2, 3, 1).to(work)).view(batch, heads, q_len, kv_len) * scale
+    if bias is not None:
+        place = [torch.arange(n, device=query.device) for n in scores.shape]
+        scores = bias(scores, *(p.view([-1 if a == axis else 1 for a in range(4)]) for axis, p in enumerate(place)))
+    scores = scores.masked_fill(~seen, -math.inf)
+    blind = (scores == -math.inf).all(-1, keepdim=True)  # softmax and logsumexp have no derivative there
+    scores = scores.masked_fill(blind, 0)
+    weights = scores.softmax(-1).masked_fill(blind, 0)
+    logsumexp = scores.logsumexp(-1).masked_fill(blind[..., 0], -math.inf)
+    output = weights.reshape(batch, heads_kv, -1, kv_len) @ value.transpose(1, 2).to(work)
+    output = output.view(batch, heads, q_len, head_dim_v).to(query.dtype)
+    return output.transpose(1, 2).contiguous(), logsumexp.transpose(1, 2).contiguous()
 
 
 def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs where there is no query or no key; they depend on nothing, but autograd finds its inputs."""
+    """Results where there is no query or no key. They depend on nothing, but autograd finds its inputs."""
     work = torch.float64 if query.dtype == torch.float64 else torch.float32
-    zero = query.sum(-1, keepdim=True) * 0 + value.sum() * 0
-    output = zero.expand(*query.shape[:-1], value.shape[-1])
-    return output, (zero[..., 0].to(work) - math.inf)
+    everywhere = torch.ones((), dtype=torch.bool, device=query.device)
+    zero = (query.sum(-1, keepdim=True) + value.sum()).masked_fill(everywhere, 0)
+    return zero.expand(*query.shape[:-1], value.shape[-1]).contiguous(), zero[..., 0].to(work) - math.inf
 
 
 def _with_additional(key: Tensor, additional: Tensor | None) -> Tensor:
     return key if additional is None else torch.cat([key, additional], 1)
 
 
-def _start(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool) -> bool:
-    """Raises what `unsupported` finds. Returns whether a compiled kernel will read the blocks."""
+def _check(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool) -> None:
     error = unsupported(query, key, value, torch_compile)
     if error is not None:
         raise error
-    return torch_compile or torch.compiler.is_compiling()
 
 
 def neighborhood(
@@ -244,7 +247,7 @@ def neighborhood(
         RuntimeError: `torch_compile` without leave (see `unsupported`).
         ValueError: One tile shape without the other, a wrong one, or a dtype or head_dim that FlexAttention lacks.
     """
-    sparse = _start(query, key, value, torch_compile)
+    _check(query, key, value, torch_compile)
     _both_or_neither("q_tile_shape, kv_tile_shape", q_tile_shape, kv_tile_shape)
     rank = query.dim() - 3
     q_tile = _checked_tiles("q_tile_shape", q_tile_shape, rank, torch_compile)
@@ -252,23 +255,27 @@ def neighborhood(
     extra = 0 if additional_keys is None else additional_keys.shape[1]
     if query.numel() == 0 or value.numel() == 0:
         return _nothing(query, value)
-    layout, windows = tuple(query.shape[1:-2]), (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal))
-    build = neighborhood_blocks.__wrapped__ if torch.compiler.is_compiling() else neighborhood_blocks
-    block, options = _block_and_options(q_tile, kv_tile, _trains(query, key, value, rpb))
-    blocks = build(layout, *windows, q_tile, kv_tile, extra, block, query.device, sparse)
-    queries, keys = Order(layout, windows[2], q_tile), Order(layout, windows[2], kv_tile)
-    bias = None if rpb is None else rpb_bias(queries, keys, rpb, windows[0], windows[2])
-    output, logsumexp = _attend(
+    windows = Windows(
+        tuple(query.shape[1:-2]), tuple(kernel_size), tuple(stride), tuple(dilation), tuple(map(bool, is_causal))
+    )
+    kernel = _has_kernel(torch_compile, query, key, value, additional_keys, additional_values, rpb)
+    if not kernel:  # it has no blocks
+        q_tile = kv_tile = None
+    queries, keys = (Order(windows.layout, windows.dilation, tile) for tile in (q_tile, kv_tile))
+    bias = None if rpb is None else rpb_bias(queries, keys, rpb, windows.kernel_size, windows.dilation)
+    inputs = (
         queries.flatten(query),
         _with_additional(keys.flatten(key), additional_keys),
         _with_additional(keys.flatten(value), additional_values),
-        blocks,
-        bias,
-        rpb,
-        scale,
-        torch_compile,
-        options,
     )
+    if kernel:
+        block, options = _block_and_options(q_tile, kv_tile, _trains(*inputs, rpb))
+        blocks = kept(neighborhood_blocks, windows, q_tile, kv_tile, extra, block, query.device)
+        output, logsumexp = _kernel(*inputs, blocks, bias, scale, torch_compile, options)
+    else:
+        small = queries.length * (keys.length + extra) <= KEPT_PAIRS
+        seen = (kept if small else fresh)(neighborhood_table, windows, extra, query.device)
+        output, logsumexp = _plain(*inputs, seen, bias, scale)
     return queries.unflatten(output), queries.unflatten(logsumexp)
 
 
@@ -318,28 +325,29 @@ def dense(
         RuntimeError: `torch_compile` without leave (see `unsupported`).
         ValueError: One tile size without the other, a wrong one, or a dtype or head_dim that FlexAttention lacks.
     """
-    sparse = _start(query, key, value, torch_compile)
+    _check(query, key, value, torch_compile)
     _both_or_neither("q_tile_size, kv_tile_size", q_tile_size, kv_tile_size)
     q_tile, kv_tile = (
         _checked_tiles(name, None if size is None else (size,), 1, torch_compile)
         for name, size in (("q_tile_size", q_tile_size), ("kv_tile_size", kv_tile_size))
     )
-    block, options = _block_and_options(q_tile, kv_tile, _trains(query, key, value, attn_bias))
     q_len, kv_len = query.shape[1], key.shape[1]
     extra = 0 if additional_keys is None else additional_keys.shape[1]
     key, value = _with_additional(key, additional_keys), _with_additional(value, additional_values)
     if query.numel() == 0 or value.numel() == 0:
         return _nothing(query, value)
-    band = (causal, window_left, window_right)
-    if key_lengths is None and cumulative_seqlen_q is None:
-        build = band_blocks.__wrapped__ if torch.compiler.is_compiling() else band_blocks
-        blocks = build(q_len, kv_len, extra, *band, block, query.device, sparse)
-    else:
-        sequences = None
-        if cumulative_seqlen_q is not None:
-            sequences = packed_sequences(q_len, kv_len, extra, cumulative_seqlen_q, cumulative_seqlen_kv, causal == 1)
-        mask = dense_mask(q_len, kv_len, *band, key_lengths, sequences)
-        batches = 1 if key_lengths is None else query.shape[0]
-        blocks = blocks_of(mask, batches, q_len, kv_len + extra, block, query.device, sparse)
     bias = None if attn_bias is None or kv_len == 0 else dense_bias(attn_bias, kv_len)
-    return _attend(query, key, value, blocks, bias, attn_bias, scale, torch_compile, options)
+    band = Band(q_len, kv_len, causal, window_left, window_right)
+    sequences = None
+    if cumulative_seqlen_q is not None:
+        sequences = packed_sequences(q_len, kv_len, extra, cumulative_seqlen_q, cumulative_seqlen_kv, causal == 1)
+    mask = dense_mask(*band, key_lengths, sequences)
+    batches = 1 if key_lengths is None else query.shape[0]
+    if not _has_kernel(torch_compile, query, key, value, attn_bias):
+        return _plain(query, key, value, table_of(mask, batches, q_len, kv_len + extra, query.device), bias, scale)
+    block, options = _block_and_options(q_tile, kv_tile, _trains(query, key, value, attn_bias))
+    if key_lengths is None and sequences is None:
+        blocks = kept(band_blocks, band, extra, block, query.device)
+    else:
+        blocks = blocks_of(mask, batches, q_len, kv_len + extra, block, query.device)
+    return _kernel(query, key, value, blocks, bias, scale, torch_compile, options)

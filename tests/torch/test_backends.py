@@ -11,8 +11,6 @@ import torch
 from vicus import _library, attention, backends, context, info, na1d, na2d, na3d
 from vicus.types import KernelSchedule
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
 NATTEN_KINDS = ["cutlass", "hopper", "blackwell"]
 
 

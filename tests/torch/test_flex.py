@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import create_block_mask
 
 from vicus import _flex_masks, context, flex
+from vicus._flex_masks import Windows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from oracle import axis_keys, band_keys
+
+CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -23,6 +27,15 @@ def defaults():
     torch.manual_seed(0)
     yield
     context.reset()
+
+
+@pytest.fixture(params=["plain", "kernel"])
+def compiled(request, monkeypatch):
+    """The argument `torch_compile` for both ways to compute; FlexAttention itself is compiled by no one here."""
+    if request.param == "kernel":
+        context.allow_flex_compile()
+        monkeypatch.setattr(flex, "_compiled", lambda: flex.flex_attention)
+    return request.param == "kernel"
 
 
 def table(rows, keys):
@@ -104,17 +117,17 @@ def assert_same_blocks(ours, theirs):
 @pytest.mark.parametrize("extra", [0, 5])
 def test_neighborhood_blocks(monkeypatch, tiles, extra):
     monkeypatch.setattr(_flex_masks, "_PAIRS", 3000)  # several steps
-    windows = ((4, 9), (2, 1), (2, 1), (False, True))
+    windows = Windows((14, 20), (4, 9), (2, 1), (2, 1), (False, True))
     q_tile, kv_tile = tiles or (None, None)
     block = (128, 128) if tiles is None else (8, 16)
-    ours = _flex_masks.neighborhood_blocks((14, 20), *windows, q_tile, kv_tile, extra, block, torch.device("cpu"), True)
+    ours = _flex_masks.neighborhood_blocks(windows, q_tile, kv_tile, extra, block, CPU)
     assert int(ours.full_kv_num_blocks.sum()) + int(ours.kv_num_blocks.sum()) > 0
     assert_same_blocks(ours, blocks_by_pytorch(ours))
 
 
 @pytest.mark.parametrize("band", [(0, -1, -1), (1, -1, -1), (2, 60, -1), (0, 40, 30)])
 def test_band_blocks(band):
-    ours = _flex_masks.band_blocks(300, 420, 3, *band, (128, 128), torch.device("cpu"), True)
+    ours = _flex_masks.band_blocks(_flex_masks.Band(300, 420, *band), 3, (128, 128), CPU)
     assert int(ours.kv_num_blocks.sum()) > 0
     assert_same_blocks(ours, blocks_by_pytorch(ours))
 
@@ -122,22 +135,55 @@ def test_band_blocks(band):
 def test_blocks_of_padded_keys_differ_per_entry():
     lengths = torch.tensor([130, 400, 0])
     mask = _flex_masks.dense_mask(200, 400, 0, -1, -1, lengths, None)
-    ours = _flex_masks.blocks_of(mask, 3, 200, 400, (128, 128), torch.device("cpu"), True)
+    ours = _flex_masks.blocks_of(mask, 3, 200, 400, (128, 128), CPU)
     assert_same_blocks(ours, blocks_by_pytorch(ours, 3))
     assert ours.kv_num_blocks[:, 0, 0].tolist() == [1, 1, 0]
     assert ours.full_kv_num_blocks[:, 0, 0].tolist() == [1, 3, 0]
 
 
-def test_blocks_are_kept_and_their_number_is_bounded():
-    _flex_masks.neighborhood_blocks.cache_clear()
-    make = lambda n: _flex_masks.neighborhood_blocks(  # noqa: E731
-        (n,), (3,), (1,), (1,), (False,), None, None, 0, (128, 128), torch.device("cpu"), False
-    )
-    assert make(9) is make(9)
-    for n in range(10, 80):
-        make(n)
-    info = _flex_masks.neighborhood_blocks.cache_info()
-    assert info.currsize == info.maxsize <= 64
+def line(n):
+    """A window of 3 over n tokens."""
+    return Windows((n,), (3,), (1,), (1,), (False,))
+
+
+def test_blocks_and_tables_are_kept_and_their_number_is_bounded():
+    for function, more in (
+        (_flex_masks.neighborhood_blocks, (None, None, 0, (128, 128), CPU)),
+        (_flex_masks.neighborhood_table, (0, CPU)),
+    ):
+        function.cache_clear()
+        assert _flex_masks.kept(function, line(9), *more) is _flex_masks.kept(function, line(9), *more)
+        for n in range(10, 80):
+            _flex_masks.kept(function, line(n), *more)
+        info = function.cache_info()
+        assert info.currsize == info.maxsize <= 64
+
+
+def test_large_tables_are_not_kept(monkeypatch):
+    monkeypatch.setattr(flex, "KEPT_PAIRS", 100)
+    _flex_masks.neighborhood_table.cache_clear()
+    for n in (10, 11):
+        x = torch.randn(1, n, 1, 4)
+        flex.neighborhood(x, x, x, (3,), (1,), (1,), (False,), 1.0)
+    assert _flex_masks.neighborhood_table.cache_info().currsize == 1
+
+
+def test_what_is_kept_serves_later_training():
+    # Tensors of inference mode cannot be saved for a backward pass, fake ones hold nothing.
+    _flex_masks.neighborhood_table.cache_clear()
+    query = torch.randn(1, 9, 1, 4)
+    run = lambda x: flex.neighborhood(x, x, x, (3,), (1,), (1,), (False,), 1.0)  # noqa: E731
+    with FakeTensorMode() as mode:
+        assert run(mode.from_tensor(query))[0].shape == query.shape
+    assert _flex_masks.neighborhood_table.cache_info().currsize == 0
+    with torch.inference_mode():
+        wanted = run(query)[0]
+    assert _flex_masks.neighborhood_table.cache_info().currsize == 1
+    query.requires_grad_()
+    found = run(query)[0]
+    found.sum().backward()
+    assert torch.equal(found, wanted)
+    assert query.grad.isfinite().all()
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
@@ -179,14 +225,14 @@ def rpb_table(rpb, layout, dilation):
 # layout, (kernel_size, stride, dilation, is_causal), tiles, additional tokens, rpb, dtype
 CASES = [
     ((17,), ((5,), (2,), (2,), (False,)), None, 0, False, torch.float32),
-    ((17,), ((30,), (7,), (3,), (True,)), ((4,), (8,)), 2, True, torch.float32),
+    ((17,), ((30,), (7,), (3,), (True,)), ((16,), (32,)), 2, True, torch.float32),
     ((6, 7), ((3, 4), (1, 2), (2, 1), (True, False)), None, 3, True, torch.float64),
-    ((6, 7), ((3, 4), (1, 2), (2, 1), (True, False)), ((2, 4), (4, 2)), 3, False, torch.float32),
+    ((6, 7), ((3, 4), (1, 2), (2, 1), (True, False)), ((4, 4), (8, 2)), 3, False, torch.float32),
     ((6, 7), ((6, 7), (1, 1), (1, 1), (False, False)), None, 0, False, torch.bfloat16),
     (
         (3, 5, 4),
         ((3, 2, 4), (1, 1, 3), (1, 2, 1), (False, False, True)),
-        ((2, 2, 2), (1, 4, 2)),
+        ((2, 2, 4), (1, 4, 4)),
         0,
         True,
         torch.float32,
@@ -196,18 +242,14 @@ CASES = [
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
-@pytest.mark.parametrize("path", ["flex", "differentiable"])
 @pytest.mark.parametrize(("layout", "windows", "tiles", "extra", "has_rpb", "dtype"), CASES)
-def test_neighborhood(layout, windows, tiles, extra, has_rpb, dtype, path):
+def test_neighborhood(layout, windows, tiles, extra, has_rpb, dtype, compiled):
+    if compiled and dtype == torch.float64:
+        dtype = torch.float32  # the kernel has no other
     make = lambda *shape: torch.randn(*shape).to(dtype)  # noqa: E731
     query, key, value = make(2, *layout, 4, 8), make(2, *layout, 2, 8), make(2, *layout, 2, 6)
     additional = (make(2, extra, 2, 8), make(2, extra, 2, 6)) if extra else (None, None)
     rpb = make(4, *(2 * w - 1 for w in windows[0])) if has_rpb else None
-    calls = []
-    if path == "differentiable":  # FlexAttention has no backward pass on the CPU
-        query.requires_grad_()
-    else:
-        calls = [flex.flex_attention]
     output, logsumexp = flex.neighborhood(
         query,
         key,
@@ -219,11 +261,11 @@ def test_neighborhood(layout, windows, tiles, extra, has_rpb, dtype, path):
         rpb=rpb,
         q_tile_shape=tiles and tiles[0],
         kv_tile_shape=tiles and tiles[1],
+        torch_compile=compiled,
     )
-    assert output.requires_grad == (not calls)
     assert output.dtype == dtype
     assert logsumexp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    flat = [x.detach().flatten(1, len(layout)) for x in (query, key, value)]
+    flat = [x.flatten(1, len(layout)) for x in (query, key, value)]
     bias = None if rpb is None else rpb_table(rpb, layout, windows[2])
     seen = windows_table(layout, *windows)
     wanted = expected(*flat, seen, 0.4, additional if extra else None, bias)
@@ -245,18 +287,23 @@ BANDS = [
 NAMES = ["none", "top_left", "bottom_right"]
 
 
-def run_dense(shape_q, shape_kv, heads, train, **arguments):
+def run_dense(shape_q, shape_kv, heads, compiled, **arguments):
     query, key, value = torch.randn(*shape_q, heads, 8), torch.randn(*shape_kv, 2, 8), torch.randn(*shape_kv, 2, 6)
-    query.requires_grad_(train)
     extra = arguments.pop("extra", 0)
     additional = (
         (torch.randn(shape_kv[0], extra, 2, 8), torch.randn(shape_kv[0], extra, 2, 6)) if extra else (None, None)
     )
     output, logsumexp = flex.dense(
-        query, key, value, scale=0.3, additional_keys=additional[0], additional_values=additional[1], **arguments
+        query,
+        key,
+        value,
+        scale=0.3,
+        additional_keys=additional[0],
+        additional_values=additional[1],
+        torch_compile=compiled,
+        **arguments,
     )
-    assert output.requires_grad == train
-    return (query.detach(), key, value), additional if extra else None, (output.detach(), logsumexp.detach())
+    return (query, key, value), additional if extra else None, (output, logsumexp)
 
 
 def assert_attention(found, tensors, seen, additional=None, bias=None):
@@ -268,21 +315,19 @@ def assert_attention(found, tensors, seen, additional=None, bias=None):
     assert (found[1][~blind] - logsumexp[~blind]).abs().max() < 4e-6
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("causal", "left", "right", "q_len", "kv_len", "extra"), BANDS)
-def test_dense(causal, left, right, q_len, kv_len, extra, train):
+def test_dense(causal, left, right, q_len, kv_len, extra, compiled):
     tensors, additional, found = run_dense(
-        (2, q_len), (2, kv_len), 6, train, causal=causal, window_left=left, window_right=right, extra=extra
+        (2, q_len), (2, kv_len), 6, compiled, causal=causal, window_left=left, window_right=right, extra=extra
     )
     assert_attention(found, tensors, table(band_keys(q_len, kv_len, NAMES[causal], left, right), kv_len), additional)
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("causal", "left", "extra"), [(0, -1, 0), (2, -1, 2), (1, 2, 0), (0, 1, 0)])
-def test_dense_with_padded_keys(causal, left, extra, train):
+def test_dense_with_padded_keys(causal, left, extra, compiled):
     lengths = torch.tensor([5, 0, 9, 8], dtype=torch.int32)
     tensors, additional, found = run_dense(
-        (4, 6), (4, 9), 2, train, causal=causal, window_left=left, key_lengths=lengths, extra=extra
+        (4, 6), (4, 9), 2, compiled, causal=causal, window_left=left, key_lengths=lengths, extra=extra
     )
     seen = torch.zeros(4, 1, 6, 9, dtype=torch.bool)
     for entry, length in zip(seen, lengths.tolist(), strict=True):
@@ -290,16 +335,15 @@ def test_dense_with_padded_keys(causal, left, extra, train):
     assert_attention(found, tensors, seen, additional)
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("causal", "left", "extra"), [(0, -1, 0), (1, -1, 0), (2, -1, 3), (2, 1, 0)])
-def test_dense_with_packed_sequences(causal, left, extra, train):
+def test_dense_with_packed_sequences(causal, left, extra, compiled):
     lengths_q, lengths_kv = [3, 0, 5, 2], [4, 2, 0, 6]
     cumulative = [torch.tensor([0, *itertools.accumulate(n)], dtype=torch.int32) for n in (lengths_q, lengths_kv)]
     tensors, additional, found = run_dense(
         (1, 10),
         (1, 12),
         4,
-        train,
+        compiled,
         causal=causal,
         window_left=left,
         cumulative_seqlen_q=cumulative[0],
@@ -310,13 +354,12 @@ def test_dense_with_packed_sequences(causal, left, extra, train):
     assert_attention(found, tensors, torch.block_diag(*blocks).bool(), additional)
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("batches", "heads"), [(2, 4), (1, 4), (2, 1)])
-def test_dense_with_bias(batches, heads, train):
+def test_dense_with_bias(batches, heads, compiled):
     bias = torch.randn(batches, heads, 5, 7)
     bias[..., 2, :] = -math.inf
     bias[..., 1] = -math.inf
-    tensors, additional, found = run_dense((2, 5), (2, 7), 4, train, attn_bias=bias)
+    tensors, additional, found = run_dense((2, 5), (2, 7), 4, compiled, attn_bias=bias)
     assert_attention(found, tensors, torch.ones(5, 7, dtype=torch.bool), additional, bias)
 
 
@@ -396,7 +439,7 @@ def test_tensors_on_a_device_that_flex_attention_does_not_know():
 
 
 # --- Compilation and errors ------------------------------------------------------------------------------------------
-def test_compiled_callers(monkeypatch):
+def test_compiled_callers():
     query, key, value = torch.randn(3, 2, 6, 5, 2, 8).unbind()
     rpb = torch.randn(2, 5, 5)
 
@@ -444,29 +487,35 @@ def test_compiling_needs_leave(call):
         call(query)
 
 
-def test_compiled_calls_give_flex_attention_the_blocks(monkeypatch):
-    context.allow_flex_compile()
-    seen = []
-    compile_anything = torch.compile
+def test_the_kernel_is_given_the_blocks_and_only_when_compiled(monkeypatch):
+    given = []
 
-    def compile_(function, **options):
-        if function is not flex.flex_attention:  # its own use of the compiler
-            return compile_anything(function, **options)
-        return lambda *args, **kwargs: seen.append(kwargs) or function(*args, **kwargs)
+    def kernel(*args, **kwargs):
+        given.append(kwargs)
+        return flex.flex_attention(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "compile", compile_)
-    flex._compiled.cache_clear()
+    monkeypatch.setattr(flex, "_compiled", lambda: kernel)
     query = torch.randn(1, 16, 16, 2, 16)
     arguments = (query, query, query, (5, 5), (1, 1), (1, 1), (False, False), 1.0)
-    try:
-        found = flex.neighborhood(*arguments, q_tile_shape=(4, 4), kv_tile_shape=(2, 8), torch_compile=True)
-    finally:
-        flex._compiled.cache_clear()
-        monkeypatch.undo()
-    assert seen[0]["block_mask"].BLOCK_SIZE == (16, 16)
-    assert 0 < seen[0]["block_mask"].sparsity() < 100
-    assert seen[0]["kernel_options"]["BLOCK_M"] == 16
-    assert (found[0] - flex.neighborhood(*arguments)[0]).abs().max() < 1e-5
+    eager = flex.neighborhood(*arguments, q_tile_shape=(4, 4), kv_tile_shape=(2, 8))
+    assert not given
+    context.allow_flex_compile()
+    found = flex.neighborhood(*arguments, q_tile_shape=(4, 4), kv_tile_shape=(2, 8), torch_compile=True)
+    assert (found[0] - eager[0]).abs().max() < 1e-5
+    assert given[0]["block_mask"].BLOCK_SIZE == (16, 16)
+    assert 0 < given[0]["block_mask"].sparsity() < 100
+    assert given[0]["kernel_options"]["BLOCK_M"] == 16
+    flex.dense(*(x.flatten(1, 2) for x in arguments[:3]), scale=1.0, causal=1, torch_compile=True)
+    assert given[1]["block_mask"].BLOCK_SIZE == (128, 128)
+
+
+def test_the_kernel_is_compiled_once(monkeypatch):
+    flex._compiled.cache_clear()
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: made.append((function, options)) or function)
+    assert flex._compiled() is flex._compiled() is flex.flex_attention
+    assert made == [(flex.flex_attention, {"dynamic": False})]
+    flex._compiled.cache_clear()
 
 
 @pytest.mark.parametrize(

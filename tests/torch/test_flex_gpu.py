@@ -1,6 +1,7 @@
-"""The backend "flex" on a GPU: FlexAttention eager and compiled, forward and backward, against float64."""
+"""The backend "flex" on a GPU: FlexAttention compiled, forward and backward, against float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from vicus import _flex_masks, context, flex
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
 ]
 
 # layout, (kernel_size, stride, dilation, is_causal), tiles, additional tokens, rpb, dtype
@@ -56,13 +56,13 @@ def results(function, tensors, weights):
     return [output.detach(), logsumexp.detach(), *torch.autograd.grad(total, tensors)]
 
 
-def assert_close(function, exact, tensors):
-    """No larger error than twice that of the plain computation at the same precision, plus its rounding."""
+def assert_close(function, tensors):
+    """Compiled, no larger error than twice that of the eager computation at the same precision, plus its rounding."""
     shape = [*tensors[0].shape[:-1], tensors[2].shape[-1]]
     weights = torch.randn(shape, device="cuda", dtype=torch.float64)
-    wanted = results(exact, [x.double() for x in tensors], weights)
-    plain = results(exact, tensors, weights)
-    found = results(function, tensors, weights)
+    wanted = results(partial(function, torch_compile=False), [x.double() for x in tensors], weights)
+    plain = results(partial(function, torch_compile=False), tensors, weights)
+    found = results(partial(function, torch_compile=True), tensors, weights)
     for name, f, p, w in zip(
         ("output", "logsumexp", "query", "key", "value", "4", "5", "6"), found, plain, wanted, strict=False
     ):
@@ -72,68 +72,44 @@ def assert_close(function, exact, tensors):
         assert float((f - w).abs().max()) <= 2 * float((p - w).abs().max()) + 2 * floor, name
 
 
-def as_plain(monkeypatch, function):
-    """`function` by differentiable PyTorch operators alone."""
-
-    def run(*args):
-        with monkeypatch.context() as patch:
-            patch.setattr(flex, "_HAS_FLEX_BACKWARD", ())
-            return function(*args, False)
-
-    return run
-
-
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("layout", "windows", "tiles", "extra", "has_rpb", "dtype"), CASES)
-def test_neighborhood(monkeypatch, layout, windows, tiles, extra, has_rpb, dtype, compiled):
+def test_neighborhood(layout, windows, tiles, extra, has_rpb, dtype):
     make = lambda *shape: torch.randn(*shape, device="cuda", dtype=dtype)  # noqa: E731
     tensors = [make(2, *layout, 4, 32), make(2, *layout, 2, 32), make(2, *layout, 2, 64)]
     tensors += [make(2, extra, 2, 32), make(2, extra, 2, 64)] if extra else []
     tensors += [make(4, *(2 * w - 1 for w in windows[0]))] if has_rpb else []
 
-    def run(query, key, value, *more):
-        compile_now = more[-1]
-        more = list(more[:-1])
+    def run(query, key, value, *more, torch_compile):
+        more = list(more)
         rpb = more.pop() if has_rpb else None
         additional = more or (None, None)
         return flex.neighborhood(
             query, key, value, *windows, 0.2,
             additional_keys=additional[0], additional_values=additional[1], rpb=rpb,
-            q_tile_shape=tiles and tiles[0], kv_tile_shape=tiles and tiles[1], torch_compile=compile_now,
+            q_tile_shape=tiles and tiles[0], kv_tile_shape=tiles and tiles[1], torch_compile=torch_compile,
         )  # fmt: skip
 
-    assert_close(lambda *args: run(*args, compiled), as_plain(monkeypatch, run), tensors)
+    assert_close(run, tensors)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("arguments", DENSE)
-def test_dense(monkeypatch, arguments, compiled):
+def test_dense(arguments):
     make = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)  # noqa: E731
     tensors = [make(2, 200, 6, 64), make(2, 333, 2, 64), make(2, 333, 2, 64)]
     if "key_lengths" in arguments:
         arguments = {"key_lengths": torch.tensor(arguments["key_lengths"], device="cuda")}
 
-    def run(query, key, value, compile_now):
-        return flex.dense(query, key, value, scale=0.125, torch_compile=compile_now, **arguments)
+    def run(query, key, value, torch_compile):
+        return flex.dense(query, key, value, scale=0.125, torch_compile=torch_compile, **arguments)
 
-    assert_close(lambda *args: run(*args, compiled), as_plain(monkeypatch, run), tensors)
+    assert_close(run, tensors)
 
 
 def test_blocks_of_a_large_problem_fit():
     # The table of all pairs would take 13 GiB in its smallest form.
     torch.cuda.reset_peak_memory_stats()
-    blocks = _flex_masks.neighborhood_blocks(
-        (30, 48, 80),
-        (18, 24, 24),
-        (1, 1, 1),
-        (1, 1, 1),
-        (False,) * 3,
-        (2, 8, 8),
-        (2, 8, 8),
-        0,
-        (128, 128),
-        torch.device("cuda"),
-        True,
-    )
+    windows = _flex_masks.Windows((30, 48, 80), (18, 24, 24), (1, 1, 1), (1, 1, 1), (False,) * 3)
+    device = torch.device("cuda")
+    blocks = _flex_masks.neighborhood_blocks(windows, (2, 8, 8), (2, 8, 8), 0, (128, 128), device)
     assert torch.cuda.max_memory_allocated() < 1 << 30
     assert 0 < int(blocks.full_kv_num_blocks.sum()) < int(blocks.kv_num_blocks.sum())
