@@ -29,8 +29,7 @@ Driver open_driver() {
   d.path = library.path_of("cuInit");
   const auto need = [&](auto*& function, const char* symbol) {
     if (library.resolve(function, symbol)) return;
-    throw Unsupported("the CUDA driver " + name + " has no " + symbol +
-                      "; a driver for CUDA 11.2 or later is needed");
+    throw Unsupported("the CUDA driver " + name + " has no " + symbol + "; a driver for CUDA 11.2 or later is needed");
   };
   need(d.cuInit, "cuInit");
   need(d.cuDriverGetVersion, "cuDriverGetVersion");

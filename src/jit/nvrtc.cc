@@ -64,7 +64,7 @@ class NvrtcSearch {
 
   std::unique_ptr<Nvrtc> try_directory(const std::string& directory, const std::string& place) {
     for (const std::string& name : names()) {
-      const std::string file = directory + "/" + name;
+      const std::string file = std::filesystem::path(directory) / name;
       std::error_code ignored;
       if (!std::filesystem::exists(file, ignored)) continue;
       if (auto found = try_file(file, place)) return found;

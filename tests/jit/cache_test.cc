@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 using Entry = DiskCache::Entry;
 
 class Cache : public ::testing::Test {
- protected:
+ public:
   Cache() {
     std::string name = (fs::temp_directory_path() / "vicus-cache-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp");
@@ -34,7 +34,12 @@ class Cache : public ::testing::Test {
     set_log_sink({});
     fs::remove_all(root);
   }
+  Cache(Cache&&) = delete;
+  Cache(const Cache&) = delete;
+  Cache& operator=(Cache&&) = delete;
+  Cache& operator=(const Cache&) = delete;
 
+ protected:
   /// Gets `name`, whose cubin is made from it when it is not there.
   Entry get(DiskCache& cache, const std::string& name = "a") {
     return cache.get(
@@ -86,7 +91,7 @@ TEST_F(Cache, MissThenHit) {
 TEST_F(Cache, EmptyAndBinaryContentsComeBack) {
   DiskCache cache(directory(), 1 << 20);
   std::string bytes;
-  for (int i = 0; i < 100000; ++i) bytes += static_cast<char>(i * i);
+  for (unsigned i = 0; i < 100000; ++i) bytes += static_cast<char>(i * i);
   for (const Entry& entry : {Entry{"", ""}, Entry{bytes, ""}, Entry{"", bytes}, Entry{bytes, bytes}}) {
     const std::string name = std::to_string(entry.cubin.size()) + "-" + std::to_string(entry.log.size());
     for (int i = 0; i < 2; ++i) {

@@ -165,18 +165,10 @@ EXPORT cuThreadExchangeStreamCaptureMode(int* mode) {
   std::swap(*mode, capture_mode);
   return 0;
 }
-EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
-  *pointer = reinterpret_cast<unsigned long long>(std::malloc(bytes));
-  return failing("cuMemAllocAsync");
-}
-EXPORT cuMemFreeAsync(unsigned long long pointer, void*) {
-  std::free(reinterpret_cast<void*>(pointer));
-  return 0;
-}
-EXPORT cuMemsetD8Async(unsigned long long pointer, unsigned char value, std::size_t bytes, void*) {
-  std::memset(reinterpret_cast<void*>(pointer), value, bytes);
-  return 0;
-}
+// Memory has no stand-in: the symbols are there, as the driver is refused without them.
+EXPORT cuMemAllocAsync(unsigned long long*, std::size_t, void*) { return 801; }
+EXPORT cuMemFreeAsync(unsigned long long, void*) { return 801; }
+EXPORT cuMemsetD8Async(unsigned long long, unsigned char, std::size_t, void*) { return 801; }
 EXPORT cuPointerGetAttribute(void* value, int attribute, unsigned long long pointer) {
   if (attribute != 9 || pointer >= FakeCuda::kDevices) return 1;  // "device memory": addresses 0 and 1
   *static_cast<int*>(value) = static_cast<int>(pointer);

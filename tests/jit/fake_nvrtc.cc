@@ -20,11 +20,6 @@ struct Program {
   std::string text, log, cubin;
 };
 
-int copy(const std::string& from, char* to) {
-  std::memcpy(to, from.data(), from.size());
-  return 0;
-}
-
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -91,4 +86,7 @@ EXPORT int nvrtcGetCUBINSize(Program* program, std::size_t* bytes) {
   *bytes = program->cubin.size();
   return 0;
 }
-EXPORT int nvrtcGetCUBIN(Program* program, char* cubin) { return copy(program->cubin, cubin); }
+EXPORT int nvrtcGetCUBIN(Program* program, char* cubin) {
+  program->cubin.copy(cubin, program->cubin.size());
+  return 0;
+}
