@@ -52,6 +52,11 @@ def load() -> None:
     if not path.is_file():
         raise ImportError(f"{path} is missing; install vicus, or set VICUS_LIBRARY to a built extension")
     torch.ops.load_library(str(path))
+    if torch.version.cuda:  # the compiler of GPU kernels that PyTorch's own wheels install
+        packages = Path(torch.__file__).resolve().parents[1] / "nvidia"
+        for folder in (f"cu{torch.version.cuda.split('.')[0]}", "cuda_nvrtc"):
+            if (packages / folder / "lib").is_dir():
+                torch.ops.vicus.nvrtc_directory(str(packages / folder / "lib"))
 
 
 @functools.cache
@@ -102,4 +107,5 @@ def info() -> dict[str, Any]:
 
 
 LIB.define("build_info() -> str[]")
+LIB.define("nvrtc_directory(str directory) -> ()")
 load()

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "jit/nvrtc.h"
 #include "torch/plans.h"
 #include "torch/tensors.h"
 #include "vicus/attention.h"
@@ -302,6 +303,8 @@ std::vector<std::string> build_info() {
   return {std::string(version()), TORCH_VERSION, joined(cpu_targets_built()), joined(cpu_targets_available())};
 }
 
+void nvrtc_directory(const std::string& directory) { jit::set_nvrtc_directory(directory); }
+
 }  // namespace
 }  // namespace vicus::binding
 
@@ -331,4 +334,5 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&vicus::binding::build_info));
+  m.impl("nvrtc_directory", TORCH_BOX(&vicus::binding::nvrtc_directory));
 }
