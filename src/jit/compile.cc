@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
 #include "core/log.h"
 #include "jit/cache.h"
+#include "jit/library.h"
 #include "jit/nvrtc.h"
 #include "jit/sha256.h"
 #include "vicus/error.h"
@@ -33,18 +37,43 @@ std::vector<std::string> options_for(Arch arch, bool arch_specific) {
   return {"--gpu-architecture=" + name_of(arch) + (arch_specific ? "a" : ""), "--std=c++20", "--ptxas-options=-v"};
 }
 
-/// All that the machine code depends on, but for the compiler's version.
-std::string digest(const std::string& text, const std::vector<EmbeddedFile>& headers,
-                   const std::vector<std::string>& options) {
-  Sha256 sum;
-  sum.add_sized(version());
-  sum.add_sized(text);
-  for (const std::string& option : options) sum.add_sized(option);
-  for (const EmbeddedFile& header : headers) {
-    sum.add_sized(header.name);
-    sum.add_sized(header.text);
+/// All that goes into one compilation.
+struct Job {
+  std::string name, text;
+  std::vector<EmbeddedFile> headers;
+  std::vector<std::string> options;
+
+  Job(const Source& source, Arch arch)
+      : name(name_of(source)),
+        text(text_of(source)),
+        headers(headers_of(text)),
+        options(options_for(arch, source.arch_specific)) {}
+
+  /// Of everything that the machine code depends on, but for the compiler's version.
+  [[nodiscard]] std::string digest() const {
+    Sha256 sum;
+    sum.add_sized(version());
+    sum.add_sized(text);
+    for (const std::string& option : options) sum.add_sized(option);
+    for (const EmbeddedFile& header : headers) {
+      sum.add_sized(header.name);
+      sum.add_sized(header.text);
+    }
+    return hex(sum.finish());
   }
-  return hex(sum.finish());
+
+  [[nodiscard]] DiskCache::Entry run(const Nvrtc& compiler, double& seconds) const {
+    const auto start = std::chrono::steady_clock::now();
+    Nvrtc::Result result = compiler.compile(name, text, headers, options);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return {std::move(result.cubin), std::move(result.log)};
+  }
+};
+
+/// Kernels compiled ahead of time, wherever and by whatever compiler: only read.
+DiskCache& prebuilt() {
+  static DiskCache cache(environment("VICUS_PREBUILT_DIR"), 0);
+  return cache;
 }
 
 /// Finds " 12 bytes stack frame" and the like in ptxas's report: the numbers before `unit`, one by one.
@@ -81,30 +110,42 @@ void read_log(CompileReport& report) {
 std::string name_of(Arch arch) { return "sm_" + std::to_string(10 * arch.major + arch.minor); }
 
 std::string cubin(const Source& source, Arch arch, CompileReport* report) {
-  const Nvrtc& compiler = nvrtc();
-  const std::string text = text_of(source);
-  const std::vector<EmbeddedFile> headers = headers_of(text);
-  const std::vector<std::string> options =
-      options_for(compilable(compiler, arch, source.arch_specific), source.arch_specific);
-
   CompileReport made;
-  const auto build = [&] {
-    const auto start = std::chrono::steady_clock::now();
-    Nvrtc::Result result = compiler.compile(name_of(source), text, headers, options);
-    made.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return DiskCache::Entry{std::move(result.cubin), std::move(result.log)};
+  const auto finish = [&](DiskCache::Entry entry) {
+    made.log = std::move(entry.log);
+    read_log(made);
+    if (log_wanted(LogLevel::debug)) {
+      log(LogLevel::debug, name_of(source) + " for " + name_of(arch) + ": " + std::to_string(made.registers) +
+                               " registers, " +
+                               (made.from_cache ? "from the disk" : std::to_string(made.seconds) + " s to compile"));
+    }
+    if (report != nullptr) *report = std::move(made);
+    return std::move(entry.cubin);
   };
-  DiskCache::Entry entry =
-      user_cache().get(digest(text, headers, options) + "-nvrtc" + compiler.version(), build, made.from_cache);
-  made.log = std::move(entry.log);
-  read_log(made);
-  if (log_wanted(LogLevel::debug)) {
-    log(LogLevel::debug, name_of(source) + " for " + options.front().substr(options.front().find('=') + 1) + ": " +
-                             std::to_string(made.registers) + " registers, " +
-                             (made.from_cache ? "from the cache" : std::to_string(made.seconds) + " s to compile"));
+  if (!prebuilt().directory().empty()) {
+    if (auto entry = prebuilt().find(Job(source, arch).digest())) {
+      made.from_cache = true;
+      return finish(std::move(*entry));
+    }
   }
-  if (report != nullptr) *report = std::move(made);
-  return std::move(entry.cubin);
+  const Nvrtc& compiler = nvrtc();
+  const Job job(source, compilable(compiler, arch, source.arch_specific));
+  const std::string name = job.digest() + "-nvrtc" + compiler.version();
+  return finish(user_cache().get(name, [&] { return job.run(compiler, made.seconds); }, made.from_cache));
+}
+
+void prebuild(const Source& source, Arch arch, const std::string& directory) {
+  const Nvrtc& compiler = nvrtc();
+  if (compilable(compiler, arch, source.arch_specific) != arch) {
+    throw Unsupported("NVRTC " + compiler.version() + " (" + compiler.path() + ") does not compile for " +
+                      name_of(arch));
+  }
+  const Job job(source, arch);
+  DiskCache cache(directory, std::numeric_limits<std::uint64_t>::max());
+  bool hit = false;
+  double seconds = 0;
+  static_cast<void>(cache.get(job.digest(), [&] { return job.run(compiler, seconds); }, hit));
+  if (!cache.find(job.digest())) throw std::runtime_error("cannot write compiled kernels to " + directory);
 }
 
 }  // namespace vicus::jit

@@ -31,7 +31,8 @@ Kernel load_kernel(const Source& source) {
   CompileReport report;
   const std::string code = cubin(source, device.arch, &report);
   const std::string doing = "loading " + name_of(source) + " on device " + std::to_string(device.ordinal) + " (" +
-                            device.name + ", " + name_of(device.arch) + ")";
+                            device.name + ", " + name_of(device.arch) + ", driver for CUDA " +
+                            std::to_string(d.version / 1000) + "." + std::to_string(d.version % 1000 / 10) + ")";
   const RelaxedCapture relaxed;
   Kernel kernel{.name = report.kernel + " of " + name_of(source)};
   CUmodule module = nullptr;

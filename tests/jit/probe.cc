@@ -1,6 +1,7 @@
 // A process for the Python tests to start, kill and look at: it does one thing with src/jit and prints "name value" lines.
 //
 //   probe compile ARCH [--file F] [--specific] [--out CUBIN]   compiles standard input; ARCH is 80, 90, 100
+//   probe prebuild ARCH DIRECTORY                              compiles standard input ahead of time
 //   probe nvrtc [--preload LIBRARY] [--directory D]...         finds the compiler
 //   probe driver                                               starts the driver
 //   probe lookup                                               times KernelCache::get for a key that is known
@@ -51,6 +52,11 @@ void compile(const Words& words) {
             << "\nspill_stores " << report.spill_store_bytes << "\nspill_loads " << report.spill_load_bytes
             << "\nshared " << report.shared_bytes << "\nseconds " << report.seconds << "\nfrom_cache "
             << report.from_cache << "\nbytes " << code.size() << "\ntotal_seconds " << took.count() << '\n';
+}
+
+void compile_ahead(const Words& words) {
+  const int arch = std::stoi(words.at(1));
+  prebuild({.prologue = {std::istreambuf_iterator<char>(std::cin), {}}}, {arch / 10, arch % 10}, words.at(2));
 }
 
 void find_nvrtc(const Words& words) {
@@ -120,6 +126,7 @@ int run(const Words& words) {
   try {
     const std::string& what = words.at(0);
     if (what == "compile") compile(words);
+    if (what == "prebuild") compile_ahead(words);
     if (what == "nvrtc") find_nvrtc(words);
     if (what == "driver") start_driver();
     if (what == "lookup") time_lookup();

@@ -11,7 +11,15 @@ FAKE_NVRTC = BUILD / "libnvrtc.so.13"
 KERNEL = 'extern "C" __global__ void copy(const float* in, float* out) { out[threadIdx.x] = in[threadIdx.x]; }\n'
 
 # What the machine or the person running the tests has set must not matter.
-OURS = ("VICUS_CACHE_DIR", "VICUS_CACHE_BYTES", "VICUS_NVRTC", "VICUS_CUDA_DRIVER", "CUDA_HOME", "CUDA_PATH")
+OURS = (
+    "VICUS_CACHE_DIR",
+    "VICUS_CACHE_BYTES",
+    "VICUS_PREBUILT_DIR",
+    "VICUS_NVRTC",
+    "VICUS_CUDA_DRIVER",
+    "CUDA_HOME",
+    "CUDA_PATH",
+)
 CLEAN = {name: value for name, value in os.environ.items() if name not in OURS}
 
 

@@ -223,6 +223,31 @@ def test_a_source_has_one_kernel(place, kernels):
     fail("compile", 80, text=text, environment=place, naming=["exactly one __global__ function"])
 
 
+def test_prebuilt_kernels_need_no_compiler(place, tmp_path):
+    shipped = tmp_path / "shipped"
+    for _ in range(2):
+        succeed("prebuild", 80, shipped, text=KERNEL, environment=place)
+    assert compilations(place) == 1
+    elsewhere = {"VICUS_PREBUILT_DIR": shipped, "VICUS_NVRTC": tmp_path / "absent"}
+    elsewhere["VICUS_CACHE_DIR"] = tmp_path / "never made"
+    result = compile_kernel(elsewhere)
+    assert (result["from_cache"], result["kernel"], result["registers"]) == ("1", "copy", "40")
+    for arguments, text in (((90,), KERNEL), ((80, "--specific"), KERNEL), ((80,), "//\n" + KERNEL)):
+        fail("compile", *arguments, text=text, environment=elsewhere, naming=["libnvrtc"])
+    assert not elsewhere["VICUS_CACHE_DIR"].exists()
+    other_compiler = place | {"VICUS_PREBUILT_DIR": shipped, "FAKE_NVRTC_VERSION": "13.7"}
+    assert compile_kernel(other_compiler)["from_cache"] == "1"
+    assert compile_kernel(other_compiler, text="//\n" + KERNEL)["from_cache"] == "0"
+
+
+def test_prebuilding_says_what_it_cannot_do(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    directory = tmp_path / "file" / "below"
+    fail("prebuild", 80, directory, text=KERNEL, environment=place, naming=[str(directory)])
+    fail("prebuild", 89, tmp_path, text=KERNEL, environment=place, naming=["sm_89"])
+    fail("prebuild", 80, tmp_path, text="#error no", environment=place, naming=["#error directive"])
+
+
 def test_cache_may_be_removed_at_any_time(place):
     slow = start("compile", 80, text=KERNEL, environment=place | {"FAKE_NVRTC_SLEEP": 500})
     wait_for(lambda: compilations(place) == 1)
