@@ -146,13 +146,20 @@ def _cast(tensors: MaybeTensors) -> MaybeTensors:
     return _arguments.autocast(kind, *tensors) if _arguments.autocasting(kind) else tensors
 
 
-def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool) -> str:
-    """ "auto", "cpu", "reference" or "flex"."""
+def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool, gpu: Callable[[], bool]) -> str:
+    """ "auto", "cpu", "reference", "sm80" or "flex". `gpu`: whether the GPU engine takes the call."""
     if backend is None and (query.is_cpu or query.is_meta):
         return "auto"
     from vicus import backends
 
-    return backends.resolve(backend, query, dense=dense, torch_compile=torch_compile)
+    return backends.resolve(backend, query, dense=dense, torch_compile=torch_compile, gpu=query.is_cuda and gpu())
+
+
+def _gpu_takes(query: Tensor, value: Tensor, *tensors: Tensor | None, lists: bool = False) -> bool:
+    from vicus import backends
+
+    differentiable = _requires_grad(query, value, *tensors) or _composition(query, value, *tensors) is not None
+    return backends.gpu_takes(query, value, differentiable=differentiable, lists=lists)
 
 
 def _options(
@@ -166,7 +173,7 @@ def _options(
     switched, kv_parallelism, memory = context.backward_flags()
     deterministic = switched if deterministic is None else deterministic
     return _arguments.pack_options(
-        "auto" if engine == "flex" else engine,  # flex takes no options, but the same rules hold
+        "auto" if engine in ("flex", "sm80") else engine,  # the device decides; flex takes no options
         deterministic,
         kv_parallelism and not deterministic,
         memory,
@@ -195,7 +202,7 @@ def _check_attention_kwargs(kwargs: Mapping[str, Any] | None, query: Tensor) -> 
     for name in kwargs:
         if name not in allowed:
             raise TypeError(f"attention_kwargs has {name!r}; allowed: {', '.join(sorted(allowed))}")
-    _engine(kwargs.get("backend"), query, True, kwargs.get("torch_compile", False))
+    _engine(kwargs.get("backend"), query, True, kwargs.get("torch_compile", False), lambda: True)
 
 
 def neighborhood(
@@ -245,7 +252,7 @@ def neighborhood(
         tensors = (*tensors, None)
     _check_attention_kwargs(attention_kwargs, query)
     scale = _arguments.scale_of(scale, query.shape[-1])
-    engine = _engine(backend, query, False, torch_compile)
+    engine = _engine(backend, query, False, torch_compile, lambda: _gpu_takes(query, value, *tensors))
     tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
     options = _options(engine, axes, deterministic, backward_kv_splits, tiles, "shape")
 
@@ -336,7 +343,8 @@ def dense(
     _arguments.check_kernel_schedule(kernel_schedule)
     band = _arguments_dense.band(is_causal, causal_alignment, window_size)
     scale = _arguments.scale_of(scale, query.shape[-1])
-    engine = _engine(backend, query, True, torch_compile)
+    given = any(x is not None for x in (key_lengths, cumulative_q))
+    engine = _engine(backend, query, True, torch_compile, lambda: _gpu_takes(query, value, *tensors, bias, lists=given))
     tiles = (q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size)
     options = _options(engine, 1, deterministic, backward_kv_splits, tiles, "size")
     lists = (bias, key_lengths, cumulative_q, cumulative_kv)

@@ -1,6 +1,6 @@
 """Backends: their names, which one computes a call, and the tiles that it takes.
 
-Names are our engines' ("cpu", "reference", "flex", "auto") and those of NATTEN 0.21 ("cutlass-fna", "hopper-fna",
+Names are our engines' ("cpu", "reference", "sm80", "flex", "auto") and those of NATTEN 0.21 ("cutlass-fna", "hopper-fna",
 "blackwell-fna", "flex-fna" and, for dense attention, the same with "-fmha"). A NATTEN name that means a kind of GPU
 kernel stands for the engine of the device that the tensors are on, so that code which names one runs anywhere.
 """
@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from vicus import flex
@@ -49,6 +50,8 @@ logger = logging.getLogger("vicus")
 _GPU_KERNELS = ("cutlass", "hopper", "blackwell")
 _ENGINE_DEVICES = ("cpu", "meta")  # meta: shapes only, by the operators that would run
 
+_SM80_TYPES = (torch.float16, torch.bfloat16)
+_SM80_HEAD_DIM = 256
 _CPU_ROWS = 64  # queries of the largest tile of the CPU engine, which also has tiles of half and a quarter of it
 _FLEX_TOKENS = (64, 128)  # of a block; smaller ones waste tensor cores, larger ones exceed shared memory
 
@@ -56,11 +59,34 @@ _FLEX_TOKENS = (64, 128)  # of a block; smaller ones waste tensor cores, larger 
 # --- Choice ----------------------------------------------------------------------------------------------------------
 
 
-def _engine_of(query: Tensor) -> str:
+def _engine_of(query: Tensor, gpu: bool) -> str:
+    if gpu:
+        return "sm80"
     return engines()[0] if query.device.type in _ENGINE_DEVICES else "flex"
 
 
-def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool = False) -> str:
+def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool) -> bool:
+    """Whether the GPU engine "sm80" computes a call.
+
+    Args:
+        query: Of the call.
+        value: Of the call.
+        differentiable: Whether gradients are asked for: the engine has no backward pass.
+        lists: Whether the call has packed sequences or key lengths: the engine takes neither.
+
+    Returns:
+        The answer: float16 and bfloat16, head dims up to 256, on devices of compute capability 8.0 or more.
+    """
+    return (
+        query.is_cuda
+        and query.dtype in _SM80_TYPES
+        and not (differentiable or lists)
+        and max(query.shape[-1], value.shape[-1]) <= _SM80_HEAD_DIM
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool = False, gpu: bool = False) -> str:
     """The engine that computes a call.
 
     Args:
@@ -68,30 +94,38 @@ def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool
         query: Of the call.
         dense: Whether the call is dense attention ("-fmha" names) or neighborhood attention ("-fna" names).
         torch_compile: As in the call; only "flex" compiles.
+        gpu: Whether the GPU engine takes the call (`gpu_takes`).
 
     Returns:
-        "cpu", "reference" or "flex".
+        "cpu", "reference", "sm80" or "flex".
 
     Raises:
         NotImplementedError: No backend has this name.
         RuntimeError: An engine of ours was named that does not know the device of `query` or this machine.
     """
     if not name or name == "auto":
-        engine = _engine_of(query)
+        engine = _engine_of(query, gpu)
     else:
-        engine = _named(name, query, "-fmha" if dense else "-fna")
+        engine = _named(name, query, "-fmha" if dense else "-fna", gpu)
     if torch_compile and engine != "flex":
         logger.debug("torch_compile=True changes nothing: engine %s is compiled already", engine)
     return engine
 
 
-def _named(name: str, query: Tensor, kind: str) -> str:
+def _named(name: str, query: Tensor, kind: str, gpu: bool) -> str:
     if name in ("flex", f"flex{kind}"):
         return "flex"
     if name in [f"{kernel}{kind}" for kernel in _GPU_KERNELS]:
-        return _engine_of(query)
+        return _engine_of(query, gpu)
+    if name == "sm80":
+        if not gpu:
+            raise RuntimeError(
+                "backend is 'sm80'; it computes float16 and bfloat16 with head dims up to 256 on CUDA devices of"
+                " capability 8.0 and more, without gradients, packed sequences and key lengths"
+            )
+        return name
     if name not in ("cpu", "reference"):
-        known = ["auto", "cpu", "reference", "flex", *(f"{kernel}{kind}" for kernel in (*_GPU_KERNELS, "flex"))]
+        known = ["auto", "cpu", "reference", "sm80", "flex", *(f"{kernel}{kind}" for kernel in (*_GPU_KERNELS, "flex"))]
         raise NotImplementedError(f"backend is {name!r}; allowed: {', '.join(map(repr, known))}")
     if query.device.type not in _ENGINE_DEVICES:
         raise RuntimeError(f"backend is {name!r}, query is on {query.device}; engine {name} takes tensors on the CPU")

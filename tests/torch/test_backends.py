@@ -54,6 +54,34 @@ def test_names_on_a_device_without_an_engine():
             resolve(name)
 
 
+def test_names_on_a_gpu():
+    resolve = lambda name, gpu: backends.resolve(name, Elsewhere(), dense=False, gpu=gpu)  # noqa: E731
+    assert {resolve(name, True) for name in (None, "auto", "sm80", "hopper-fna", "cutlass-fna")} == {"sm80"}
+    assert {resolve(name, True) for name in ("flex", "flex-fna")} == {"flex"}
+    with pytest.raises(RuntimeError, match="backend is 'sm80'; it computes float16"):
+        resolve("sm80", False)
+
+
+def test_what_the_gpu_engine_takes(monkeypatch):
+    capability = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    class OnGpu(Elsewhere):
+        is_cuda, dtype, shape = True, torch.bfloat16, (1, 8, 2, 64)
+
+    takes = lambda query, **asked: backends.gpu_takes(  # noqa: E731
+        query, query, **({"differentiable": False, "lists": False} | asked)
+    )
+    assert takes(OnGpu())
+    assert not takes(OnGpu(), differentiable=True) and not takes(OnGpu(), lists=True)
+    for name, value in (("is_cuda", False), ("dtype", torch.float32), ("shape", (1, 8, 2, 257))):
+        other = OnGpu()
+        setattr(other, name, value)
+        assert not takes(other)
+    capability = (7, 5)
+    assert not takes(OnGpu())
+
+
 def test_a_machine_without_the_cpu_engine(monkeypatch):
     monkeypatch.setattr(backends, "engines", lambda: ("reference",))
     query = torch.zeros(1, 4, 1, 8)
