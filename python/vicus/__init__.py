@@ -1,5 +1,7 @@
 """vicus: dense and neighborhood attention for PyTorch."""
 
+import logging
+
 from vicus._library import info
 from vicus.context import (
     MemoryUsagePreference,
@@ -34,6 +36,8 @@ from vicus.functional import attention, merge_attentions, na1d, na2d, na3d, neig
 from vicus.modules import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 from vicus.unfused import na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk
 from vicus.varlen import generate_varlen_parameters
+
+logging.getLogger("vicus").addHandler(logging.NullHandler())  # silent until the program configures logging
 
 __all__ = [
     "MemoryUsagePreference",

@@ -1,8 +1,9 @@
 """Backends: their names, which one computes a call, and the tiles that it takes.
 
-Names are our engines' ("cpu", "reference", "sm80", "flex", "auto") and those of NATTEN 0.21 ("cutlass-fna", "hopper-fna",
-"blackwell-fna", "flex-fna" and, for dense attention, the same with "-fmha"). A NATTEN name that means a kind of GPU
-kernel stands for the engine of the device that the tensors are on, so that code which names one runs anywhere.
+Names are our engines' ("cpu", "reference", "sm80", "flex", "auto") and those of NATTEN 0.21 ("cutlass-fna",
+"hopper-fna", "blackwell-fna", "flex-fna" and, for dense attention, the same with "-fmha"). A NATTEN name that means a
+kind of GPU kernel stands for the engine of the device that the tensors are on, so that code which names one runs
+anywhere.
 """
 
 import itertools
