@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -199,6 +201,19 @@ def test_parallelism_is_not_switched_on_in_pytorch_deterministic_mode(caplog):
     assert "torch.use_deterministic_algorithms" in caplog.text
     torch.use_deterministic_algorithms(False)
     assert not context.is_kv_parallelism_in_fused_na_enabled()
+
+
+def test_nothing_is_printed_until_the_program_configures_logging():
+    code = "import torch, vicus; torch.use_deterministic_algorithms(True); vicus.use_kv_parallelism_in_fused_na()"
+    quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert quiet.stdout + quiet.stderr == ""
+    loud = subprocess.run(
+        [sys.executable, "-c", f"import logging; logging.basicConfig(); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "WARNING:vicus:" in loud.stderr
 
 
 def test_fused_na_sets_both_switches():
