@@ -1,0 +1,57 @@
+// Statistics of queries for the other backward kernels: logsumexp in powers of two and delta = sum_f dO O - dlse. Eight
+// lanes per row.
+//
+// Constants of the prologue: those of tiles.cuh, kHeadDimV, kVectors.
+#include "tiles.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kLanes = 8;
+constexpr int kDeltaThreads = 256;
+
+extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_constant__ BackwardArgs args) {
+  const int lane = threadIdx.x % kLanes;
+  const long long row = static_cast<long long>(blockIdx.x) * (kDeltaThreads / kLanes) + threadIdx.x / kLanes;
+  long long rest = row;
+  const int head = static_cast<int>(rest % args.heads);
+  rest /= args.heads;
+  int token[3];
+  for (int a = 2; a >= 0; --a) {
+    token[a] = static_cast<int>(rest % args.len[a]);
+    rest /= args.len[a];
+  }
+  const bool exists = rest < args.batch;
+  const auto offset = [&](const Rows& t) {
+    long long at = rest * t.batch + head * t.head;
+    for (int a = 0; a < 3; ++a) at += token[a] * t.token[a];
+    return at;
+  };
+  float sum = 0;
+  if (exists) {
+    const u16* output = static_cast<const u16*>(args.output.data) + offset(args.output);
+    const u16* grad = static_cast<const u16*>(args.grad_output.data) + offset(args.grad_output);
+    if constexpr (kVectors) {
+      for (int f = 8 * lane; f < kHeadDimV; f += 8 * kLanes) {
+        const uint4 x = *reinterpret_cast<const uint4*>(output + f), y = *reinterpret_cast<const uint4*>(grad + f);
+        const u32 left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
+        for (int i = 0; i < 4; ++i) {
+          sum += Half::unpack(static_cast<u16>(left[i])) * Half::unpack(static_cast<u16>(right[i]));
+          sum += Half::unpack(static_cast<u16>(left[i] >> 16)) * Half::unpack(static_cast<u16>(right[i] >> 16));
+        }
+      }
+    } else {
+      for (int f = lane; f < kHeadDimV; f += kLanes) sum += Half::unpack(output[f]) * Half::unpack(grad[f]);
+    }
+  }
+  for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (!exists || lane != 0) return;
+  const float lse = static_cast<const float*>(args.logsumexp.data)[offset(args.logsumexp)];
+  if (args.grad_logsumexp.data != nullptr) {
+    sum -= static_cast<const float*>(args.grad_logsumexp.data)[offset(args.grad_logsumexp)];
+  }
+  float* statistics = static_cast<float*>(args.statistics.data) + offset(args.statistics);
+  statistics[0] = lse == -1.0f / 0.0f ? 1.0f / 0.0f : lse * 1.44269504088896341f;
+  statistics[1] = sum;
+}
+
+}  // namespace vicus::gpu
