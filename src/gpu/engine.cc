@@ -67,7 +67,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
                        aligned(in.additional_values) && aligned(output);
   const DType bias_type = p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
   const Spec spec = forward_spec(plan, logsumexp.present(), vectors, bias_type);
-  const jit::Kernel& kernel = forward_kernels().get(spec, stream, [](const Spec& s) { return forward_source(s); });
+  const jit::Kernel& kernel = forward_kernels().get(spec, stream, [](const Spec& s) { return source_of(s); });
 
   ForwardArgs args;
   const int rank = p.rank();

@@ -168,9 +168,10 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
           spec.warps = shape.warps;
           spec.row_blocks = shape.row_blocks;
           spec.stages = shape.stages;
-          if (forward_shared_bytes(spec) > plan.gpu.device.shared_bytes_per_block) continue;
-          const double pairs = sums.pairs(q, kv) / positions * rows * head_tiles;
-          const double visits = sums.visits(q, kv) * head_tiles;
+          if (shared_bytes(spec) > plan.gpu.device.shared_bytes_per_block) continue;
+          const int more = geometry::ceil_div(static_cast<int>(p.additional_tokens), spec.keys());
+          const double pairs = sums.pairs(q, kv) / positions * rows * head_tiles + blocks * rows * more * spec.keys();
+          const double visits = sums.visits(q, kv) * head_tiles + blocks * more;
           const double cost =
               (pairs * (width + kPairWork) * shape.slowness + visits * kTileWork * rows / 64 + blocks * kBlockWork) *
               std::min(idle, 8.0);
@@ -184,7 +185,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
           f.stages = shape.stages;
           f.blocks_per_multiprocessor = shape.blocks;
           f.blocks = static_cast<std::int64_t>(blocks);
-          f.shared_bytes = forward_shared_bytes(spec);
+          f.shared_bytes = shared_bytes(spec);
           f.work = {plan.mask_pairs, pairs};
         }
       }

@@ -20,10 +20,11 @@ std::string text(const std::array<T, 3>& values) {
 
 template <class T>
 std::string constant(const char* type, const char* name, const T& value, const char* extent = "") {
-  return std::string("[[maybe_unused]] constexpr ") + type + " " + name + extent + " = " + text(value) + ";\n";
+  std::string line = "[[maybe_unused]] constexpr ";
+  return line.append(type).append(" ").append(name).append(extent).append(" = ").append(text(value)).append(";\n");
 }
 
-std::string prologue(const Spec& s, int shared_bytes) {
+std::string prologue(const Spec& s) {
   std::string p;
   p += constant("int", "kRank", s.rank);
   p += constant("int", "kHeadDim", s.head_dim);
@@ -51,13 +52,35 @@ std::string prologue(const Spec& s, int shared_bytes) {
   p += constant("int", "kRowBlocks", s.row_blocks);
   p += constant("int", "kStages", s.stages);
   p += constant("int", "kMinBlocks", s.min_blocks);
-  p += constant("int", "kSharedBytes", shared_bytes);
+  p += constant("int", "kSharedBytes", shared_bytes(s));
+  p += constant("int", "kChunk", s.chunk);
+  p += constant("int", "kSplits", s.splits);
+  p += constant("bool", "kHold", s.hold);
+  p += constant("bool", "kAddQueries", s.add_queries);
+  p += constant("bool", "kAdditionalTile", s.kernel == Kernel::additional);
   p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
   p += s.dtype == DType::float16 ? "F16" : "Bf16";
   return p + "; }\n";
 }
 
 int padded(int head_dim) { return (head_dim + 15) / 16 * 16 + 8; }
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Rows of a query and value, or key and value, take `row` bytes.
+int queries_bytes(const Spec& s, int row) {
+  return s.rows() * row + s.stages * s.keys() * row + s.rows() * ceil_div(s.keys(), 64) * 8 + 64;
+}
+
+int keys_bytes(const Spec& s, int row) {
+  const int keys = s.rows() / s.splits, step = s.chunk * s.splits;
+  const int queries = ceil_div(s.tile_q[0] * s.tile_q[1] * s.tile_q[2] * s.tile_heads, step) * step;
+  const int exchanged = s.splits > 1 ? 2 * (s.chunk / 16) * s.row_blocks * 4 * 32 : 1;
+  constexpr int kWalkBytes = 208, kStatisticsBytes = 8;
+  return keys * row + s.stages * queries * (row + kStatisticsBytes + 8 * ceil_div(keys, 64)) +
+         2 * s.warps * 4 * (exchanged + 1) + (s.stages + 1) * kWalkBytes +
+         (s.add_queries ? 2 * keys * (queries + 8) : 16) + 128;
+}
 
 }  // namespace
 
@@ -102,16 +125,21 @@ Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_typ
   return s;
 }
 
-int forward_shared_bytes(const Spec& s) {
+int shared_bytes(const Spec& s) {
   const int query = padded(s.head_dim), value = padded(s.head_dim_v);
+  if (s.kernel == Kernel::queries) return queries_bytes(s, 2 * (query + value));
+  if (s.kernel == Kernel::keys || s.kernel == Kernel::additional) return keys_bytes(s, 2 * (query + value));
+  if (s.kernel != Kernel::forward) return 0;
   const int tiles = s.stages * s.keys() * (query + value);
   constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16;
   return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
          s.stages * kWalkBytes;
 }
 
-jit::Source forward_source(const Spec& spec) {
-  return {.file = "forward.cu", .prologue = prologue(spec, forward_shared_bytes(spec))};
+jit::Source source_of(const Spec& spec) {
+  constexpr std::array kFiles = {"forward.cu",       "backward_delta.cu",   "backward_queries.cu", "backward_keys.cu",
+                                 "backward_keys.cu", "backward_convert.cu", "backward_bias.cu"};
+  return {.file = kFiles[static_cast<std::size_t>(spec.kernel)], .prologue = prologue(spec)};
 }
 
 }  // namespace vicus::gpu

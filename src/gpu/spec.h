@@ -12,9 +12,14 @@
 
 namespace vicus::gpu {
 
+/// The texts: forward.cu, backward_delta.cu, backward_queries.cu, backward_keys.cu (of keys, or of additional tokens),
+/// backward_convert.cu, backward_bias.cu.
+enum class Kernel : std::uint8_t { forward, delta, queries, keys, additional, convert, bias };
+
 enum class BiasKind : std::uint8_t { none, relative, additive };
 
 struct Spec {
+  Kernel kernel = Kernel::forward;
   DType dtype = DType::bfloat16;
   // The problem.
   int rank = 1;
@@ -34,6 +39,10 @@ struct Spec {
   std::array<int, 3> tile_q{1, 1, 1}, tile_kv{1, 1, 1};
   int tile_heads = 1;
   int warps = 4, row_blocks = 1, stages = 2, min_blocks = 1;
+  // Backward: columns that become weights together, warps that share rows, resident operands in registers, and whether
+  // query gradients are summed with atomics on the way.
+  int chunk = 16, splits = 1;
+  bool hold = true, add_queries = false;
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
@@ -45,9 +54,9 @@ struct Spec {
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_type);
 
-/// Shared memory of the forward kernel; its text asserts that this is enough.
-[[nodiscard]] int forward_shared_bytes(const Spec& spec);
-[[nodiscard]] jit::Source forward_source(const Spec& spec);
+/// Dynamic shared memory of the kernel; its text asserts that this is enough.
+[[nodiscard]] int shared_bytes(const Spec& spec);
+[[nodiscard]] jit::Source source_of(const Spec& spec);
 
 }  // namespace vicus::gpu
 

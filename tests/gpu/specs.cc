@@ -83,7 +83,7 @@ void compile(const Case& c, const GpuTarget& target) {
   const Plan plan = choose_plan(c.problem, {.engine = Engine::sm80, .gpu = target});
   const gpu::Spec spec = gpu::forward_spec(plan, true, c.vectors, c.bias_type);
   jit::CompileReport report;
-  (void)jit::cubin(gpu::forward_source(spec), {target.major, target.minor}, &report);
+  (void)jit::cubin(gpu::source_of(spec), {target.major, target.minor}, &report);
   std::cout << nlohmann::json{{"name", c.name},
                               {"arch", std::to_string(target.major) + "." + std::to_string(target.minor)},
                               {"registers", report.registers},
