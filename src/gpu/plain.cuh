@@ -39,9 +39,8 @@ __device__ __forceinline__ void cp_async_small(u32 smem, const void* global, boo
 template <int kCount, int kColumns, int kWidth, class OffsetOf>
 __device__ __forceinline__ void load_tile(const void* data, int first, const OffsetOf& offset_of, Acc* smem) {
   constexpr int kPieces = kColumns / kPiece;
-  constexpr int kUnroll = sizeof(Storage) == sizeof(Acc) ? 1 : 2;  // registers, where nothing waits for the loads
   const Storage* values = static_cast<const Storage*>(data);
-#pragma unroll kUnroll
+#pragma unroll 1  // costs registers, and cp.async waits for nothing
   for (int index = threadIdx.x; index < kCount * kPieces; index += kThreads) {
     const int c = index / kPieces, column = index % kPieces * kPiece;
     long long offset = 0;

@@ -1,5 +1,6 @@
 // Gradients of additional keys and values, one block per tile of kTileKv tokens, over all queries of the batch entry; see
-// plain_keys.cuh. Prologue: also kMinBlocks.
+// plain_keys.cuh. Constants of the prologue: also kMinBlocks,
+// kSharedBytes.
 #include "plain_keys.cuh"
 
 namespace vicus::gpu {
@@ -30,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int i = 0; i < cells; ++i) {
       block.cell = make_cell(args, batch * cells + i);
       __syncthreads();
-      note_views(block, smem.views);
+      note_views(args, block, smem.views);
       __syncthreads();
       add_cell(plain, block, rows, smem, careful, grad_key, grad_value);
     }

@@ -13,7 +13,7 @@ namespace vicus::gpu {
 constexpr int kThreads = kWarps * 32;
 constexpr int kLanes = 8;
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     plain_backward_bias(const __grid_constant__ PlainBackwardArgs plain) {
   __shared__ double scratch[kWarps];
   const ForwardArgs& args = plain.forward;

@@ -1,4 +1,5 @@
-// Gradients of keys and values, one block per tile of keys; see plain_keys.cuh. Prologue: also kMinBlocks.
+// Gradients of keys and values, one block per tile of keys; see plain_keys.cuh. Constants of the prologue: also kMinBlocks,
+// kSharedBytes.
 #include "plain_keys.cuh"
 
 namespace vicus::gpu {
@@ -22,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     block.rows.box.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileKv[a], keys);
   }
   if (block.rows.box.empty()) return;
-  note_views(block, smem.views);
+  note_views(args, block, smem.views);
 
   const Cell& cell = block.cell;
   const RowSources rows = {&args.key, &args.value, place(args.key, cell, cell.first_key),

@@ -5,7 +5,7 @@
 // through it in parts, and results wider than kWide are cut into slices, a block each (blockIdx.y). If a result is not
 // finite the block starts again without the keys that a query does not see, as in plain_forward.cu.
 //
-// Constants of the prologue, besides those of plain_gradients.cuh: kMinBlocks.
+// Constants of the prologue, besides those of plain_gradients.cuh: kMinBlocks, kSharedBytes.
 constexpr bool kRowsAreKeys = false;
 #include "plain_gradients.cuh"
 
@@ -20,6 +20,8 @@ struct Smem {
   Views views;
 };
 
+static_assert(sizeof(Smem) <= kSharedBytes);
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     plain_backward_queries(const __grid_constant__ PlainBackwardArgs plain) {
   extern __shared__ __align__(128) unsigned char dynamic[];
@@ -28,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Block block;
   block.rows = tile_of_block(args, block.cell);
   if (block.rows.box.empty()) return;
-  note_views(block, smem.views);
+  note_views(args, block, smem.views);
   __syncthreads();
   const Box& hull = smem.views.hull;
   const int tiles = ColWalk::tiles(hull) + (kAdditional ? geometry::ceil_div(args.additional, kColCount) : 0);
@@ -73,13 +75,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     out.clear();
     ColWalk walk;
     walk.begin(hull);
-    if (kResident) {
+    if (kResident && tiles > 0) {
       load_queries(0);
       load_grads(0);
-      if (tiles > 0) {
-        load_values(walk, 0);
-        load_keys(walk, 0);
-      }
+      load_values(walk, 0);
+      load_keys(walk, 0);
     }
     for (int t = 0; t < tiles; ++t) {
       Scores scores = {}, products = {};

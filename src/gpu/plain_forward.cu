@@ -5,7 +5,7 @@
 // multiplied in parts; a head_dim_v above kWide is cut into slices, a block each (blockIdx.y). If a result is not finite,
 // the block starts again and leaves out the values of keys that a query does not see, as zero times NaN is not zero.
 //
-// Constants of the prologue, besides those of plain_tiles.cuh: kMinBlocks, kLogsumexp.
+// Constants of the prologue, besides those of plain_tiles.cuh: kMinBlocks, kSharedBytes, kLogsumexp.
 constexpr bool kRowsAreKeys = false;
 #include "plain_tiles.cuh"
 
@@ -20,6 +20,8 @@ struct Smem {
   Weights<kThreadCols> weights;
   Views views;
 };
+
+static_assert(sizeof(Smem) <= kSharedBytes);
 
 struct Softmax {
   Acc top[kThreadRows], sum[kThreadRows];
@@ -63,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Block block;
   block.rows = tile_of_block(args, block.cell);
   if (block.rows.box.empty()) return;
-  note_views(block, smem.views);
+  note_views(args, block, smem.views);
   __syncthreads();
   const Box& hull = smem.views.hull;
   const int tiles = ColWalk::tiles(hull) + (kAdditional ? geometry::ceil_div(args.additional, kColCount) : 0);
@@ -92,9 +94,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     out.clear();
     ColWalk walk;
     walk.begin(hull);
-    if (kParts == 1) {
+    if (kParts == 1 && tiles > 0) {
       load_queries(0);
-      if (tiles > 0) load_keys(walk, 0);
+      load_keys(walk, 0);
     }
     for (int t = 0; t < tiles; ++t) {
       Scores scores = {};

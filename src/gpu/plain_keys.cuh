@@ -21,6 +21,8 @@ struct Smem {
   Views views;
 };
 
+static_assert(sizeof(Smem) <= kSharedBytes);
+
 // Where the rows of the block lie.
 struct RowSources {
   const Rows *key, *value;
@@ -61,13 +63,11 @@ __device__ __forceinline__ void add_cell(const PlainBackwardArgs& plain, Block& 
     ColWalk walk;
     walk.begin(hull);
     __syncthreads();
-    if (kResident) {
+    if (kResident && per_head > 0) {
       load_key_part(0);
       load_value_part(0);
-      if (per_head > 0) {
-        load_grads(walk, 0);
-        load_queries(walk, 0);
-      }
+      load_grads(walk, 0);
+      load_queries(walk, 0);
     }
     for (int t = 0; t < per_head; ++t) {
       Scores scores = {}, products = {};

@@ -96,6 +96,7 @@ struct ColWalk {
 
 // What each row sees, and what any (hull) and all (core) of them see.
 struct Views {
+  long long bias[kBiasKind == kBiasNone ? 1 : kRows];  // the row's part of where a bias lies
   Span row[kRows][3];
   Box hull, core;
 };
@@ -105,11 +106,22 @@ __device__ __forceinline__ Span seen_by(const geometry::Axis& axis, int p) {
   else return geometry::window(axis, p);
 }
 
+// The part of a query and the part of a key of where their bias lies.
+__device__ __forceinline__ long long query_bias(const ForwardArgs& args, const Block& block, const Position& q, int c) {
+  return bias_row(args, block.cell, block.rows.head + c / kPositions, q);
+}
+__device__ __forceinline__ long long key_bias(const ForwardArgs& args, const Position& k) {
+  long long part = 0;
+  for (int a = kFirstAxis; a < 3; ++a) part += k.at[a] * args.bias.axis[a];
+  return part;
+}
+
 // By the whole block; a barrier must follow.
-__device__ __forceinline__ void note_views(const Block& block, Views& views) {
+__device__ __forceinline__ void note_views(const ForwardArgs& args, const Block& block, Views& views) {
   for (int r = threadIdx.x; r < kRows; r += kThreads) {
     const Position p = row_at(block, r);
     const bool exists = row_is(block, r, p);
+    if (kBiasKind != kBiasNone) views.bias[r] = kRowsAreKeys ? key_bias(args, p) : query_bias(args, block, p, r);
 #pragma unroll
     for (int a = kFirstAxis; a < 3; ++a) {
       const geometry::Axis& axis = block.cell.grid.axis[a];
@@ -148,6 +160,9 @@ __device__ __forceinline__ bool whole_tile(const Block& block, const Views& view
   return whole;
 }
 
+// The compiler takes loads no further than this; for registers.
+__device__ __forceinline__ void keep_loads_here() { asm volatile("" ::: "memory"); }
+
 // Products to logits in powers of two: times the scale, plus the bias; -inf for pairs that are not seen.
 __device__ __forceinline__ void make_logits(const ForwardArgs& args, Acc scale, const Block& block, const ColWalk& walk,
                                             const Views& views, bool whole, Scores& scores) {
@@ -160,36 +175,31 @@ __device__ __forceinline__ void make_logits(const ForwardArgs& args, Acc scale, 
   const bool biased = kBiasKind != kBiasNone && !more_keys && !block.tokens;
   if (whole && !biased) return;
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
-    const int r = row_of(i);
-    Span seen[3];
-    for (int a = kFirstAxis; a < 3; ++a) seen[a] = views.row[r][a];
-    const Position row = row_at(block, r);
+  for (int j = 0; j < kThreadCols; ++j) {
+    const int c = col_of(j);
+    const Position col = walk.position(c);
+    bool counts = c < kColCount;
+    if (kRowsAreKeys) counts = counts && c / kPositions < block.rows.heads;
+    if (more_keys) counts = counts && col.at[2] < args.additional;
+    long long bias_part = 0;
+    if (kBiasKind != kBiasNone) bias_part = kRowsAreKeys ? query_bias(args, block, col, c) : key_bias(args, col);
 #pragma unroll
-    for (int j = 0; j < kThreadCols; ++j) {
-      const int c = col_of(j);
-      const Position col = walk.position(c);
-      bool sees = c < kColCount;
-      if (more_keys) {
-        sees = sees && col.at[2] < args.additional;
-      } else {
-        if (kRowsAreKeys) sees = sees && c / kPositions < block.rows.heads;
-        for (int a = kFirstAxis; a < 3; ++a) sees = sees && seen[a].contains(col.at[a]);
+    for (int i = 0; i < kThreadRows; ++i) {
+      const int r = row_of(i);
+      bool sees = counts;
+      if (!more_keys) {
+        for (int a = kFirstAxis; a < 3; ++a) sees = sees && views.row[r][a].contains(col.at[a]);
       }
       if constexpr (kBiasKind != kBiasNone) {
         if (biased && sees) {
-          const int head = block.rows.head + (kRowsAreKeys ? c : r) / kPositions;
-          const Position& q = kRowsAreKeys ? col : row;
-          const Position& k = kRowsAreKeys ? row : col;
-          long long index = bias_row(args, block.cell, head, q);
-          for (int a = kFirstAxis; a < 3; ++a) index += k.at[a] * args.bias.axis[a];
-          const Acc bias = load_typed<kBiasType>(args.bias.data, index);
+          const Acc bias = load_typed<kBiasType>(args.bias.data, views.bias[r] + bias_part);
           scores[i][j] += bias * kLog2OfE;
           sees = bias != -kInfinity;
         }
       }
       if (!sees) scores[i][j] = -kInfinity;
     }
+    keep_loads_here();
   }
 }
 

@@ -219,7 +219,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) unfused_to_keys(const 
   for_each_row(args, args.heads_kv, [&](int batch, int head, const Token& at) { sum_to_key(args, batch, head, at); });
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) unfused_to_additional(const __grid_constant__ UnfusedArgs args) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    unfused_to_additional(const __grid_constant__ UnfusedArgs args) {
   __shared__ Acc scratch[kWarps][kSlice][kPiece][32];
   const int t = static_cast<int>(blockIdx.x) % args.tokens, rest = static_cast<int>(blockIdx.x) / args.tokens;
   const int kv_head = rest % args.heads_kv, batch = rest / args.heads_kv, group = args.heads / args.heads_kv;
