@@ -108,12 +108,14 @@ struct BackwardPlan {
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };
 
-/// Engine sm80: one block of threads per query tile.
-struct GpuForwardPlan {
+/// A kernel of engine sm80: one block of threads per query tile, or per key tile where it sums gradients of keys.
+struct GpuKernelPlan {
   QueryTile tile;
   std::array<int, 3> kv_tile{};   ///< keys per axis that are loaded together
   int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows
-  int stages = 0;                 ///< key tiles in flight
+  int stages = 0;                 ///< tiles in flight
+  int chunk = 16, splits = 1;     ///< backward: keys (queries) that become weights together; warps that share rows
+  bool hold = true;               ///< backward: the block's own rows stay in registers
   int blocks_per_multiprocessor = 0;
   int shared_bytes = 0;
   std::int64_t blocks = 0;
@@ -122,7 +124,11 @@ struct GpuForwardPlan {
 
 struct GpuPlan {
   GpuTarget device;
-  GpuForwardPlan forward;
+  GpuKernelPlan forward, backward_queries, backward_keys;
+  /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
+  /// a kernel of their own computes them.
+  bool add_queries = false;
+  std::size_t backward_scratch_bytes = 0;
 };
 
 /// What was considered for the forward tile, best first.

@@ -99,7 +99,7 @@ Json to_json(const Plan& plan) {
                {"forward_bytes", plan.forward_bytes},
                {"backward_bytes", plan.backward_bytes}};
   if (plan.engine == Engine::sm80) {
-    const GpuForwardPlan& f = plan.gpu.forward;
+    const GpuKernelPlan& f = plan.gpu.forward;
     json["forward"] = {{"tile", to_json(f.tile)},
                        {"kv_tile", f.kv_tile},
                        {"warps", f.warps},

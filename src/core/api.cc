@@ -3,7 +3,6 @@
 #include "core/engines.h"
 #include "gpu/engine.h"
 #include "vicus/attention.h"
-#include "vicus/error.h"
 
 namespace vicus {
 
@@ -20,12 +19,12 @@ void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& 
 }
 
 void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGradInputs& grad_inputs,
-              const AttentionGradients& gradients, [[maybe_unused]] void* stream) {
+              const AttentionGradients& gradients, void* stream) {
   check_backward(plan.problem, inputs, grad_inputs, gradients);
   if (plan.engine == Engine::reference) {
     reference::backward(plan.problem, inputs, grad_inputs, gradients);
   } else if (plan.engine == Engine::sm80) {
-    throw Unsupported("engine sm80 has no backward pass");
+    gpu::backward(plan, inputs, grad_inputs, gradients, stream);
   } else {
     cpu::backward(plan, inputs, grad_inputs, gradients);
   }

@@ -186,7 +186,7 @@ std::string describe(const Plan& plan) {
              plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
              static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
   if (plan.engine == Engine::sm80) {
-    const GpuForwardPlan& g = plan.gpu.forward;
+    const GpuKernelPlan& g = plan.gpu.forward;
     return text + format(
                       "forward  query tile %s of %d heads in %d rows (%d warps), key tile %s, %d in flight, %d bytes "
                       "of shared "

@@ -1,14 +1,18 @@
 #include "gpu/engine.h"
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <numbers>
 
 #include "core/domain.h"
 #include "gpu/args.h"
+#include "gpu/planner.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
+#include "jit/driver.h"
 #include "jit/module.h"
 #include "vicus/error.h"
 
@@ -35,13 +39,18 @@ bool aligned(const ConstTensorView& t) {
   return all;
 }
 
-Bias bias_of(const Problem& p, const AttentionInputs& in) {
+Bias relative_bias_of(const ConstTensorView& table, int rank) {
   Bias bias;
-  if (p.rpb) {
-    bias.data = const_cast<void*>(in.rpb.data());
-    bias.head = in.rpb.stride(0);
-    for (int i = 0; i < p.rank(); ++i) bias.axis[3 - p.rank() + i] = in.rpb.stride(1 + i);
-  } else if (p.attn_bias) {
+  bias.data = const_cast<void*>(table.data());
+  bias.head = table.stride(0);
+  for (int i = 0; i < rank; ++i) bias.axis[3 - rank + i] = table.stride(1 + i);
+  return bias;
+}
+
+Bias bias_of(const Problem& p, const AttentionInputs& in) {
+  if (p.rpb) return relative_bias_of(in.rpb, p.rank());
+  Bias bias;
+  if (p.attn_bias) {
     bias.data = const_cast<void*>(in.attn_bias.data());
     bias.batch = in.attn_bias.size(0) == 1 ? 0 : in.attn_bias.stride(0);
     bias.head = in.attn_bias.size(1) == 1 ? 0 : in.attn_bias.stride(1);
@@ -51,9 +60,104 @@ Bias bias_of(const Problem& p, const AttentionInputs& in) {
   return bias;
 }
 
-jit::KernelCache<Spec>& forward_kernels() {
+const jit::Kernel& kernel_of(const Spec& spec, void* stream) {
   static jit::KernelCache<Spec> cache;
-  return cache;
+  return cache.get(spec, stream, [](const Spec& s) { return source_of(s); });
+}
+
+DType bias_type_of(const Problem& p, const AttentionInputs& in) {
+  return p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
+}
+
+bool aligned(std::initializer_list<ConstTensorView> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const ConstTensorView& t) { return aligned(t); });
+}
+
+void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in) {
+  const int rank = p.rank();
+  args.query = rows_of(in.query, rank);
+  args.key = rows_of(in.key, rank);
+  args.value = rows_of(in.value, rank);
+  args.additional_keys = rows_of(in.additional_keys, 1);
+  args.additional_values = rows_of(in.additional_values, 1);
+  args.bias = bias_of(p, in);
+  args.heads = static_cast<int>(p.heads);
+  args.heads_kv = static_cast<int>(p.heads_kv);
+  args.keys = static_cast<int>(p.dense() ? p.keys() : 0);
+  args.additional = static_cast<int>(p.additional_tokens);
+  args.scale_log2 = static_cast<float>(p.effective_scale() * std::numbers::log2e);
+  const auto* mask = std::get_if<Neighborhood>(&p.mask);
+  for (int i = 0; i < rank; ++i) {
+    const int a = 3 - rank + i;
+    args.len[a] = static_cast<int>(p.layout[i]);
+    args.work.classes[a] = mask == nullptr ? 1 : static_cast<int>(std::min(mask->dilation[i], p.layout[i]));
+  }
+}
+
+std::int64_t cells_of(const ForwardArgs& args, std::int64_t batch) {
+  for (const int n : args.work.classes) batch *= n;
+  return batch;
+}
+
+// Tiles of the largest cell, of `extent`; `lens` are tokens. Returns how many.
+std::int64_t cut(Work& work, const int (&lens)[3], const std::array<int, 3>& extent) {
+  std::int64_t tiles = 1;
+  for (std::size_t a = 0; a < 3; ++a) {
+    work.tiles[a] = geometry::ceil_div(geometry::class_len(lens[a], work.classes[a], 0), extent[a]);
+    tiles *= work.tiles[a];
+  }
+  return tiles;
+}
+
+int head_blocks(const ForwardArgs& args, const Spec& spec) {
+  return args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
+}
+
+template <class Args>
+void launch(const Spec& spec, std::int64_t blocks, int threads, void* stream, const Args& args) {
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int>::max()) {
+    throw Unsupported("engine sm80 launches at most 2147483647 blocks, the problem has " + std::to_string(blocks));
+  }
+  jit::launch(kernel_of(spec, stream), {.x = static_cast<unsigned>(blocks)}, threads, shared_bytes(spec), stream, &args,
+              sizeof(args));
+}
+
+/// Memory of the stream's device, given back in the order of the stream.
+class Scratch {
+ public:
+  Scratch(std::size_t bytes, void* stream) : stream_(static_cast<jit::CUstream>(stream)) {
+    if (bytes > 0)
+      jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, stream_), "cuMemAllocAsync", "taking scratch");
+  }
+  ~Scratch() {
+    if (data_ != 0) jit::driver().cuMemFreeAsync(data_, stream_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void clear(std::size_t bytes) {
+    jit::check(jit::driver().cuMemsetD8Async(data_, 0, bytes, stream_), "cuMemsetD8Async", "clearing scratch");
+  }
+  [[nodiscard]] void* data() const { return reinterpret_cast<void*>(data_); }
+
+ private:
+  jit::CUstream stream_;
+  jit::CUdeviceptr data_ = 0;
+};
+
+// A contiguous float32 tensor [B, *X, H, width].
+Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
+  Rows rows;
+  rows.data = data;
+  rows.head = width;
+  std::int64_t step = p.heads * width;
+  for (int i = p.rank() - 1; i >= 0; --i) {
+    rows.token[3 - p.rank() + i] = step;
+    step *= p.layout[i];
+  }
+  rows.batch = step;
+  return rows;
 }
 
 }  // namespace
@@ -63,46 +167,84 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   const Problem& p = plan.problem;
   if (p.batch == 0 || p.queries() == 0) return;
   const jit::ContextGuard context(jit::device_of(output.data()));
-  const bool vectors = aligned(in.query) && aligned(in.key) && aligned(in.value) && aligned(in.additional_keys) &&
-                       aligned(in.additional_values) && aligned(output);
-  const DType bias_type = p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
-  const Spec spec = forward_spec(plan, logsumexp.present(), vectors, bias_type);
-  const jit::Kernel& kernel = forward_kernels().get(spec, stream, [](const Spec& s) { return source_of(s); });
-
+  const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
+  const Spec spec = spec_of(plan, Kernel::forward, logsumexp.present(), vectors, bias_type_of(p, in));
   ForwardArgs args;
+  fill(args, p, in);
+  args.output = rows_of(output, p.rank());
+  args.logsumexp = rows_of(logsumexp, p.rank());
+  args.work.head_blocks = head_blocks(args, spec);
+  const std::int64_t blocks = cut(args.work, args.len, spec.tile_q) * args.work.head_blocks * cells_of(args, p.batch);
+  launch(spec, blocks, spec.threads(), stream, args);
+}
+
+void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradInputs& grads,
+              const AttentionGradients& out, void* stream) {
+  const Problem& p = plan.problem;
+  if (p.batch == 0) return;
+  if (plan.gpu.backward_keys.tile.rows == 0 || (!plan.gpu.add_queries && plan.gpu.backward_queries.tile.rows == 0)) {
+    throw Unsupported("backward: " + no_tile(plan));
+  }
+  const jit::ContextGuard context(jit::device_of(in.query.data()));
+  const bool vectors =
+      aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
+               out.query, out.key, out.value, out.additional_keys, out.additional_values});
+  const auto spec = [&](Kernel kernel) { return spec_of(plan, kernel, true, vectors, bias_type_of(p, in)); };
   const int rank = p.rank();
-  args.query = rows_of(in.query, rank);
-  args.key = rows_of(in.key, rank);
-  args.value = rows_of(in.value, rank);
-  args.additional_keys = rows_of(in.additional_keys, 1);
-  args.additional_values = rows_of(in.additional_values, 1);
-  args.output = rows_of(output, rank);
-  args.logsumexp = rows_of(logsumexp, rank);
-  args.bias = bias_of(p, in);
-  args.heads = static_cast<int>(p.heads);
-  args.heads_kv = static_cast<int>(p.heads_kv);
-  args.keys = static_cast<int>(p.dense() ? p.keys() : 0);
-  args.additional = static_cast<int>(p.additional_tokens);
-  args.scale_log2 = static_cast<float>(p.effective_scale() * std::numbers::log2e);
-  std::int64_t cells = p.batch;
-  std::int64_t blocks = 1;
-  for (int i = 0; i < rank; ++i) {
-    const int a = 3 - rank + i;
-    const auto n = static_cast<std::size_t>(a);
-    const int len = static_cast<int>(p.layout[i]);
-    args.len[a] = len;
-    args.work.classes[a] = std::min(spec.dilation[n], len);
-    args.work.tiles[a] = geometry::ceil_div(geometry::class_len(len, args.work.classes[a], 0), spec.tile_q[n]);
-    cells *= args.work.classes[a];
-    blocks *= args.work.tiles[a];
+  BackwardArgs args;
+  fill(args, p, in);
+  args.output = rows_of(grads.output, rank);
+  args.logsumexp = rows_of(grads.logsumexp, rank);
+  args.grad_output = rows_of(grads.grad_output, rank);
+  args.grad_logsumexp = rows_of(grads.grad_logsumexp, rank);
+  args.grad_query = rows_of(out.query, rank);
+  args.grad_key = rows_of(out.key, rank);
+  args.grad_value = rows_of(out.value, rank);
+  args.grad_additional_keys = rows_of(out.additional_keys, 1);
+  args.grad_additional_values = rows_of(out.additional_values, 1);
+  if (out.rpb) args.grad_bias = relative_bias_of(out.rpb, rank);
+  args.batch = args.sequences = static_cast<int>(p.batch);
+
+  const std::int64_t rows = p.batch * p.queries() * p.heads;
+  constexpr std::int64_t kStatistics = 2;
+  Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
+  args.statistics = scratch_rows(p, scratch.data(), kStatistics);
+  const std::int64_t width = (p.head_dim + 15) / 16 * 16;
+  if (plan.gpu.add_queries) {
+    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, width);
+    scratch.clear(plan.gpu.backward_scratch_bytes);
   }
-  args.work.head_blocks = args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
-  blocks *= args.work.head_blocks * cells;
-  if (blocks > std::numeric_limits<int>::max()) {
-    throw Unsupported("engine sm80 launches at most 2147483647 blocks, the problem has " + std::to_string(blocks));
+  constexpr int kThreads = 256;  // of the kernels without tiles
+  constexpr int kDeltaRows = kThreads / 8;
+  launch(spec(Kernel::delta), (rows + kDeltaRows - 1) / kDeltaRows, kThreads, stream, args);
+  const std::int64_t cells = cells_of(args, p.batch);
+  if (!plan.gpu.add_queries && out.query) {
+    const Spec s = spec(Kernel::queries);
+    args.work.head_blocks = head_blocks(args, s);
+    launch(s, cut(args.work, args.len, s.tile_q) * args.work.head_blocks * cells, s.threads(), stream, args);
   }
-  jit::launch(kernel, {.x = static_cast<unsigned>(blocks)}, spec.threads(), plan.gpu.forward.shared_bytes, stream,
-              &args, sizeof(args));
+  if (out.key || out.value || (plan.gpu.add_queries && out.query)) {
+    const Spec s = spec(Kernel::keys);
+    const int dense_keys[3] = {1, 1, args.keys};
+    args.work.head_blocks = args.heads_kv;
+    launch(s, cut(args.work, p.dense() ? dense_keys : args.len, s.tile_kv) * args.heads_kv * cells, s.threads(), stream,
+           args);
+  }
+  if (p.additional_tokens > 0 &&
+      (out.additional_keys || out.additional_values || (plan.gpu.add_queries && out.query))) {
+    const Spec s = spec(Kernel::additional);
+    args.work.tiles[0] = args.work.tiles[1] = 1;
+    args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
+    launch(s, args.work.tiles[2] * p.heads_kv * p.batch, s.threads(), stream, args);
+  }
+  if (plan.gpu.add_queries && out.query) {
+    launch(spec(Kernel::convert), (rows * width / 2 + kThreads - 1) / kThreads, kThreads, stream, args);
+  }
+  if (out.rpb) {
+    std::int64_t entries = 1;
+    for (int i = 0; i < out.rpb.dims(); ++i) entries *= out.rpb.size(i);
+    launch(spec(Kernel::bias), entries, kThreads, stream, args);
+  }
 }
 
 }  // namespace vicus::gpu

@@ -9,6 +9,9 @@ namespace vicus::gpu {
 void forward(const Plan& plan, const AttentionInputs& in, const TensorView& output, const TensorView& logsumexp,
              void* stream);
 
+void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradInputs& grads,
+              const AttentionGradients& out, void* stream);
+
 }  // namespace vicus::gpu
 
 #endif  // VICUS_GPU_ENGINE_H_

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <tuple>
@@ -17,21 +18,40 @@
 namespace vicus::gpu {
 namespace {
 
-/// A way to build the forward kernel, for head dims up to `head_dim`.
+/// A way to build a kernel, for head dims up to `head_dim`.
 struct Shape {
-  int head_dim, warps, row_blocks, stages, most_keys, blocks;  // blocks: per multiprocessor
-  double slowness;                                             // time of a product, relative
+  int head_dim, warps, row_blocks, stages;
+  int most_queries, most_keys;  // of a tile
+  int blocks;                   // per multiprocessor
+  double slowness;              // time of a product, relative
+  int splits = 1;
+  bool hold = true;
 };
-constexpr Shape kShapes[] = {
-    {64, 4, 2, 2, 64, 2, 1.0},  {64, 4, 1, 2, 64, 3, 1.2},  {128, 4, 2, 2, 32, 2, 1.0},
-    {128, 4, 1, 2, 64, 2, 1.2}, {256, 4, 1, 2, 32, 1, 1.5},
+constexpr Shape kForward[] = {
+    {64, 4, 2, 2, 128, 64, 2, 1.0}, {64, 4, 1, 2, 64, 64, 3, 1.2},  {128, 4, 2, 2, 128, 32, 2, 1.0},
+    {128, 4, 1, 2, 64, 64, 2, 1.2}, {256, 4, 1, 2, 64, 32, 1, 1.5},
+};
+constexpr Shape kBackwardQueries[] = {
+    {64, 4, 2, 2, 128, 64, 1, 1.0},
+    {64, 4, 1, 2, 64, 64, 1, 1.2},
+    {128, 4, 1, 2, 64, 64, 1, 1.0},
+    {256, 4, 1, 2, 64, 32, 1, 1.0, 1, false},
+};
+constexpr Shape kBackwardKeys[] = {
+    {64, 4, 1, 2, 64, 64, 1, 1.0},
+    {128, 8, 1, 2, 32, 128, 1, 1.0},
+    {256, 8, 1, 2, 32, 64, 1, 1.0, 2, false},
 };
 constexpr int kMostHeadDim = 256;
-/// Work besides products, in multiply-adds: of a pair (softmax, mask), of a key tile of 64 rows (waiting for it), of a
-/// block (its start and end).
+/// Registers hold a block's own rows up to this head dim, whatever the problem.
+constexpr int kHoldEasily = 96;
+/// Work besides products, in multiply-adds: of a pair (softmax, mask), of a tile of 64 rows (waiting for it), of a block
+/// (its start and end).
 constexpr double kPairWork = 40, kTileWork = 1e5, kBlockWork = 5e5;
 
 using Extent = std::array<int, 3>;
+
+std::size_t round_up_16(std::int64_t n) { return static_cast<std::size_t>((n + 15) / 16 * 16); }
 
 /// Boxes of at most `most` positions on the trailing `rank` axes, extents powers of two.
 std::vector<Extent> query_boxes(int rank, int most) {
@@ -110,7 +130,7 @@ class AxisSums {
   std::map<std::tuple<std::size_t, int, int, int>, std::pair<double, double>> known_;
 };
 
-GpuTarget device_of(const PlanOptions& options) {
+GpuTarget target_of(const PlanOptions& options) {
   if (options.gpu.major != 0) return options.gpu;
   const jit::Device& device = jit::current_device();
   return {.major = device.arch.major,
@@ -118,6 +138,99 @@ GpuTarget device_of(const PlanOptions& options) {
           .multiprocessors = device.multiprocessors,
           .shared_bytes_per_block = device.shared_bytes_per_block};
 }
+
+}  // namespace
+
+std::string no_tile(const Plan& plan) {
+  return "engine sm80 finds no tile for head_dim " + std::to_string(plan.problem.head_dim) + " and head_dim_v " +
+         std::to_string(plan.problem.head_dim_v) + " in the " + std::to_string(plan.gpu.device.shared_bytes_per_block) +
+         " bytes of shared memory of a block";
+}
+
+namespace {
+
+/// The search for the tiles of one kernel.
+class Search {
+ public:
+  Search(const Plan& plan, Kernel kernel) : plan_(plan), p_(plan.problem), kernel_(kernel), sums_(list_) {}
+
+  /// No rows where no tile fits into shared memory.
+  template <std::size_t kShapes>
+  GpuKernelPlan run(const Shape (&shapes)[kShapes]) {
+    for (const Shape& shape : shapes) {
+      if (std::max(p_.head_dim, p_.head_dim_v) > shape.head_dim) continue;
+      const std::size_t part = 16 * static_cast<std::size_t>(shape.splits);  // warps share features evenly
+      if (round_up_16(p_.head_dim) % part != 0 || round_up_16(p_.head_dim_v) % part != 0) continue;
+      // Biases take registers.
+      if ((p_.rpb || p_.attn_bias) && shape.row_blocks > 1) continue;
+      const int group = static_cast<int>(p_.heads / p_.heads_kv);
+      for (int heads = 1; heads <= std::min(group, shape.most_queries); heads *= 2) {
+        for (const Extent& q : query_boxes(p_.rank(), shape.most_queries / heads)) {
+          for (const Extent& kv : key_boxes(p_.rank(), shape.most_keys)) consider(shape, heads, q, kv);
+        }
+      }
+    }
+    return best_;
+  }
+
+ private:
+  void consider(const Shape& shape, int heads, const Extent& q, const Extent& kv) {
+    Spec spec;
+    spec.kernel = kernel_;
+    spec.head_dim = static_cast<int>(p_.head_dim);
+    spec.head_dim_v = static_cast<int>(p_.head_dim_v);
+    spec.tile_q = q;
+    spec.tile_kv = kv;
+    spec.tile_heads = heads;
+    spec.warps = shape.warps;
+    spec.row_blocks = shape.row_blocks;
+    spec.stages = shape.stages;
+    spec.splits = shape.splits;
+    spec.hold = shape.hold;
+    spec.add_queries = plan_.gpu.add_queries;
+    const int bytes = shared_bytes(spec);
+    if (bytes > plan_.gpu.device.shared_bytes_per_block) return;
+    const bool of_keys = kernel_ == Kernel::keys;
+    const int rows = spec.rows() / shape.splits;  // of a block
+    const double group = static_cast<double>(p_.heads / p_.heads_kv);
+    const double head_tiles = static_cast<double>(p_.heads_kv) * std::ceil(group / heads);
+    const double positions = static_cast<double>(q[0]) * q[1] * q[2];
+    // Windows are alike from both sides: the tiles of queries that see a tile of keys are counted as if those were keys.
+    const Extent &own = of_keys ? kv : q, &other = of_keys ? q : kv;
+    const double blocks = sums_.tiles(own) * (of_keys ? static_cast<double>(p_.heads_kv) : head_tiles);
+    const int more = geometry::ceil_div(static_cast<int>(p_.additional_tokens), spec.keys());
+    const double visits = sums_.visits(own, other) * head_tiles + (of_keys ? 0 : blocks * more);
+    const double pairs = visits * rows * (of_keys ? positions * heads : spec.keys());
+    // The last wave of blocks leaves multiprocessors idle.
+    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors * shape.blocks, 1);
+    const double idle = waves > 0 ? (std::floor(waves) + 1) / waves : 1;
+    const double width = static_cast<double>(p_.head_dim + p_.head_dim_v);
+    const double cost =
+        (pairs * (width + kPairWork) * shape.slowness + visits * kTileWork * rows / 64 + blocks * kBlockWork) *
+        std::min(idle, 8.0);
+    if (cost >= least_) return;
+    least_ = cost;
+    best_.tile = {.rows = rows, .heads = heads, .extent = q};
+    best_.kv_tile = kv;
+    best_.warps = shape.warps;
+    best_.row_blocks = shape.row_blocks;
+    best_.stages = shape.stages;
+    best_.splits = shape.splits;
+    best_.hold = shape.hold;
+    best_.blocks_per_multiprocessor = shape.blocks;
+    best_.blocks = static_cast<std::int64_t>(blocks);
+    best_.shared_bytes = bytes;
+    best_.work = {plan_.mask_pairs, pairs};
+  }
+
+  const Plan& plan_;
+  const Problem& p_;
+  Kernel kernel_;
+  std::vector<Family> list_ = families(p_);
+  AxisSums sums_;
+  GpuKernelPlan best_;
+  double least_ = std::numeric_limits<double>::infinity();
+};
 
 }  // namespace
 
@@ -138,63 +251,27 @@ std::string supports(const Problem& p) {
 
 void plan_problem(Plan& plan, const PlanOptions& options) {
   const Problem& p = plan.problem;
-  plan.gpu.device = device_of(options);
+  plan.gpu.device = target_of(options);
   if (plan.gpu.device.major < 8) {
     throw Unsupported("engine sm80 needs compute capability 8.0, the device has " +
                       std::to_string(plan.gpu.device.major) + "." + std::to_string(plan.gpu.device.minor));
   }
-  const std::vector<Family> list = families(p);
-  AxisSums sums(list);
-  const int group = static_cast<int>(p.heads / p.heads_kv);
-  const auto width = static_cast<double>(p.head_dim + p.head_dim_v);
-  const bool biased = p.rpb || p.attn_bias;
-  double best = std::numeric_limits<double>::infinity();
-  for (const Shape& shape : kShapes) {
-    if (std::max(p.head_dim, p.head_dim_v) > shape.head_dim || (biased && shape.row_blocks > 1)) continue;
-    const int rows = 16 * shape.row_blocks * shape.warps;
-    for (int heads = 1; heads <= std::min(group, rows); heads *= 2) {
-      for (const Extent& q : query_boxes(p.rank(), rows / heads)) {
-        const double head_tiles = static_cast<double>(p.heads_kv) * geometry::ceil_div(group, heads);
-        const double blocks = sums.tiles(q) * head_tiles;
-        // The last wave of blocks leaves multiprocessors idle.
-        const double waves = blocks / std::max(plan.gpu.device.multiprocessors * shape.blocks, 1);
-        const double idle = waves > 0 ? (static_cast<double>(static_cast<std::int64_t>(waves)) + 1) / waves : 1;
-        const double positions = static_cast<double>(q[0]) * q[1] * q[2];
-        for (const Extent& kv : key_boxes(p.rank(), shape.most_keys)) {
-          Spec spec;
-          spec.head_dim = static_cast<int>(p.head_dim);
-          spec.head_dim_v = static_cast<int>(p.head_dim_v);
-          spec.tile_kv = kv;
-          spec.warps = shape.warps;
-          spec.row_blocks = shape.row_blocks;
-          spec.stages = shape.stages;
-          if (shared_bytes(spec) > plan.gpu.device.shared_bytes_per_block) continue;
-          const int more = geometry::ceil_div(static_cast<int>(p.additional_tokens), spec.keys());
-          const double pairs = sums.pairs(q, kv) / positions * rows * head_tiles + blocks * rows * more * spec.keys();
-          const double visits = sums.visits(q, kv) * head_tiles + blocks * more;
-          const double cost =
-              (pairs * (width + kPairWork) * shape.slowness + visits * kTileWork * rows / 64 + blocks * kBlockWork) *
-              std::min(idle, 8.0);
-          if (cost >= best) continue;
-          best = cost;
-          GpuForwardPlan& f = plan.gpu.forward;
-          f.tile = {.rows = rows, .heads = heads, .extent = q};
-          f.kv_tile = kv;
-          f.warps = shape.warps;
-          f.row_blocks = shape.row_blocks;
-          f.stages = shape.stages;
-          f.blocks_per_multiprocessor = shape.blocks;
-          f.blocks = static_cast<std::int64_t>(blocks);
-          f.shared_bytes = shared_bytes(spec);
-          f.work = {plan.mask_pairs, pairs};
-        }
-      }
-    }
+  GpuPlan& g = plan.gpu;
+  g.forward = Search(plan, Kernel::forward).run(kForward);
+  if (g.forward.tile.rows == 0) throw Unsupported(no_tile(plan));
+  g.add_queries = plan.backward.kv_splits_allowed > 1;
+  if (!g.add_queries) g.backward_queries = Search(plan, Kernel::queries).run(kBackwardQueries);
+  g.backward_keys = Search(plan, Kernel::keys).run(kBackwardKeys);
+  // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.
+  const bool scarce = std::max(p.head_dim, p.head_dim_v) > kHoldEasily;
+  if (scarce && (g.add_queries || p.rank() > 1)) g.backward_keys.hold = false;
+  if (scarce && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
+  if (g.add_queries) {
+    plan.backward.kv_splits =
+        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
   }
-  if (plan.gpu.forward.tile.rows == 0) {
-    throw Unsupported("engine sm80 finds no tile for head_dim " + std::to_string(p.head_dim) + " in the " +
-                      std::to_string(plan.gpu.device.shared_bytes_per_block) + " bytes of shared memory of the device");
-  }
+  const auto rows = static_cast<std::size_t>(p.batch * p.queries() * p.heads);
+  g.backward_scratch_bytes = rows * (2 + (g.add_queries ? round_up_16(p.head_dim) : 0)) * sizeof(float);
 }
 
 }  // namespace vicus::gpu

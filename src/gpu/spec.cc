@@ -84,10 +84,10 @@ int keys_bytes(const Spec& s, int row) {
 
 }  // namespace
 
-Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_type) {
+Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type) {
   const Problem& p = plan.problem;
-  const GpuForwardPlan& f = plan.gpu.forward;
   Spec s;
+  s.kernel = kernel;
   s.dtype = p.dtype;
   s.rank = p.rank();
   s.head_dim = static_cast<int>(p.head_dim);
@@ -113,8 +113,12 @@ Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_typ
   }
   s.bias_kind = p.rpb ? BiasKind::relative : p.attn_bias ? BiasKind::additive : BiasKind::none;
   s.bias_type = bias_type;
-  s.pre_scale = p.rpb || p.attn_bias || !(p.effective_scale() > 0);
   s.vectors = vectors;
+  if (kernel == Kernel::delta || kernel == Kernel::convert || kernel == Kernel::bias) return s;  // no tiles
+  s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
+  const GpuKernelPlan& f = kernel == Kernel::forward   ? plan.gpu.forward
+                           : kernel == Kernel::queries ? plan.gpu.backward_queries
+                                                       : plan.gpu.backward_keys;
   s.tile_q = f.tile.extent;
   s.tile_heads = f.tile.heads;
   s.tile_kv = f.kv_tile;
@@ -122,6 +126,10 @@ Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_typ
   s.row_blocks = f.row_blocks;
   s.stages = f.stages;
   s.min_blocks = f.blocks_per_multiprocessor;
+  s.chunk = f.chunk;
+  s.splits = f.splits;
+  s.hold = f.hold;
+  s.add_queries = kernel != Kernel::forward && plan.gpu.add_queries;
   return s;
 }
 

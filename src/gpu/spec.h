@@ -52,7 +52,7 @@ struct Spec {
 };
 
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
-[[nodiscard]] Spec forward_spec(const Plan& plan, bool logsumexp, bool vectors, DType bias_type);
+[[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
 
 /// Dynamic shared memory of the kernel; its text asserts that this is enough.
 [[nodiscard]] int shared_bytes(const Spec& spec);

@@ -79,20 +79,21 @@ std::vector<Case> cases() {
   return list;
 }
 
-void compile(const Case& c, const GpuTarget& target) {
-  const Plan plan = choose_plan(c.problem, {.engine = Engine::sm80, .gpu = target});
-  const gpu::Spec spec = gpu::forward_spec(plan, true, c.vectors, c.bias_type);
+void compile(const Case& c, const GpuTarget& target, const Plan& plan, gpu::Kernel kernel) {
+  const gpu::Spec spec = gpu::spec_of(plan, kernel, true, c.vectors, c.bias_type);
   jit::CompileReport report;
   (void)jit::cubin(gpu::source_of(spec), {target.major, target.minor}, &report);
   std::cout << nlohmann::json{{"name", c.name},
+                              {"kernel", jit::name_of(gpu::source_of(spec))},
+                              {"atomics", plan.gpu.add_queries},
                               {"arch", std::to_string(target.major) + "." + std::to_string(target.minor)},
                               {"registers", report.registers},
                               {"spill_bytes", report.spill_store_bytes + report.spill_load_bytes},
                               {"stack_bytes", report.stack_bytes},
-                              {"shared_bytes", plan.gpu.forward.shared_bytes},
+                              {"shared_bytes", gpu::shared_bytes(spec)},
                               {"shared_limit", target.shared_bytes_per_block},
                               {"threads", spec.threads()},
-                              {"blocks_per_multiprocessor", plan.gpu.forward.blocks_per_multiprocessor},
+                              {"blocks_per_multiprocessor", spec.min_blocks},
                               {"work_ratio", plan.gpu.forward.work.ratio()}}
                    .dump()
             << "\n";
@@ -109,5 +110,21 @@ int main(int argc, char** argv) {
   const GpuTarget targets[] = {
       {8, 0, 108, 166912}, {8, 9, 58, 101376}, {9, 0, 132, 232448}, {10, 0, 148, 232448}, {12, 0, 170, 101376}};
   const std::vector<Case> all = cases();
-  for (std::size_t i = part; i < all.size(); i += parts) compile(all[i], targets[i / parts % std::size(targets)]);
+  for (std::size_t i = part; i < all.size(); i += parts) {
+    const GpuTarget& target = targets[i / parts % std::size(targets)];
+    for (const bool deterministic : {false, true}) {
+      PlanOptions options = {.engine = Engine::sm80, .gpu = target};
+      options.backward.deterministic = deterministic;
+      const Plan plan = choose_plan(all[i].problem, options);
+      using gpu::Kernel;
+      if (!deterministic) compile(all[i], target, plan, Kernel::forward);
+      if (plan.gpu.backward_keys.tile.rows == 0) continue;  // too little shared memory
+      if (deterministic) compile(all[i], target, plan, Kernel::queries);
+      if (!deterministic) compile(all[i], target, plan, Kernel::convert);
+      compile(all[i], target, plan, Kernel::keys);
+      if (all[i].problem.additional_tokens > 0) compile(all[i], target, plan, Kernel::additional);
+      if (deterministic) compile(all[i], target, plan, Kernel::delta);
+      if (deterministic && all[i].problem.rpb) compile(all[i], target, plan, Kernel::bias);
+    }
+  }
 }
