@@ -1,16 +1,46 @@
-// What the backward kernels share. With P = 2^(S - lse), dP = dO Vt, dS = P * (dP - delta), where
-// delta = sum_f dO O - dlse (Dao 2022, algorithm 4; Dao 2023):
-//   dV = Pt dO,  dK = scale dSt Q,  dQ = scale dS K
-// Warps own 16 * kRowBlocks resident rows (keys, or queries) and meet the others as columns, kChunk at a time: S and dP of
-// a chunk become P and dS in the registers where they are, which are operand A of the sums over columns as they lie. So
-// weights never go through shared memory, but between warps that share rows.
+// What the backward kernels share. With P = 2^(S - lse), dP = dO Vt, dS = P * (dP - delta), where delta = sum_f dO O -
+// dlse (Dao 2022, algorithm 4; Dao 2023): dV = Pt dO, dK = scale dSt Q, dQ = scale dS K.
+//
+// Warps own 16 * kRowBlocks resident rows (keys, or queries) and meet the others as columns, kChunk at a time: S and dP
+// of a chunk become P and dS in the registers where they are, which are operand A of the sums over columns as they lie.
+// So weights never go through shared memory, but between warps that share rows, or where a product needs them
+// transposed.
 //
 // Values that are not finite: a pair that is not seen has weight zero, but zero times NaN is NaN. In chunks that need a
-// mask, logits and dP are checked before they are masked; a NaN in a column's row makes all of them NaN. Such a chunk is
-// added column by column, with unseen pairs left out (`add_seen`): nothing is done twice, and chunks that every row sees
-// need no care.
+// mask, logits and dP are checked before they are masked; a NaN in a column's row makes all of them NaN. Such a chunk
+// is added column by column, with unseen pairs left out (`add_seen`): nothing is done twice, and chunks that every row
+// sees need no care.
 //
 // Constants of the prologue: those of the forward kernel, kChunk, kHold (resident operands stay in registers).
+//
+// Tiles. Compiled by NVRTC 12.8 for sm_80, sm_90 and sm_120 (2026-11-22), these have no stack and no spills; KiB are
+// those of shared memory with two stages. Larger head dims do not fit.
+//
+// backward_keys, most registers and KiB with kAddQueries. Dense attention only:
+//   D    kWarps kSplits kRowBlocks kChunk kHold keys queries registers KiB
+//   32        4       1          2     16   yes  128      64       254  62
+//   64        4       1          2     16    no  128      64       255  94
+//   96        8       1          1     32    no  128      64       248 126
+//   128       8       1          1     32    no  128      64       255 158
+//   256       8       2          1     16    no   64      32       255 155
+// Boxes, additional tokens and relative biases too:
+//   32, 64    4       1          1     16   yes   64      64       248  42, 66
+//   96        4       1          1     16    no   64      32       236  60
+//   128       8       2          1     16    no   64      32       226  91
+//   192       8       2          1     16    no   64      32       248 123
+//   256       8       4          1     16    no   32      64       208 189
+// For 99 KiB (sm_86, sm_89, sm_120): 128 with 4 warps, one split, 64 keys, 32 queries (75 KiB); 192 with 4 warps, 32
+// keys, 32 queries (88 KiB); 256 with 2 warps, two splits, 16 keys, 32 queries (90 KiB; with kAddQueries dense only).
+//
+// backward_queries, 4 warps; 64 keys up to D 96, 32 keys above. Not biased:
+//   D         kRowBlocks kChunk kHold rows registers KiB
+//   32                 2     32   yes  128       255  42
+//   64                 2     32    no  128       255  74
+// Everything:
+//   32, 64, 96         1     16   yes   64       255  31, 55, 79
+//   128                1     16    no   64       208  69
+//   192, 256           1     16    no   64       255  101, 133
+// For 99 KiB: 192 with 16 keys (76 KiB), 256 with 2 warps and 16 keys (67 KiB).
 #pragma once
 
 #include "bias.cuh"

@@ -1,5 +1,6 @@
-// Gradient of the relative bias: one block per entry of the table, over all pairs of one query and the key at the entry's
-// offset from it, each by one thread, summed in an order that never changes. Slow: rows are read again for every entry.
+// Gradient of the relative bias: one block per entry of the table and head, over all pairs of a query and the key at
+// the entry's offset from it, each by one thread, summed in an order that never changes. Slow: rows are read again for
+// every entry.
 //
 // Constants of the prologue: those of tiles.cuh and bias.cuh, kHeadDim, kHeadDimV, kVectors.
 #include "bias.cuh"
@@ -37,16 +38,15 @@ __device__ __forceinline__ float grad_score(const BackwardArgs& args, const Cell
     return static_cast<const u16*>(t.data) + place(t, cell, first).row(p, h);
   };
   const float s = dot<kHeadDim>(row(args.query, cell.first_query, q, head), row(args.key, cell.first_key, k, kv_head));
-  const float dp = dot<kHeadDimV>(row(args.grad_output, cell.first_query, q, head),
-                                  row(args.value, cell.first_key, k, kv_head));
-  const float* statistics = static_cast<const float*>(args.statistics.data) +
-                            place(args.statistics, cell, cell.first_query).row(q, head);
+  const float dp =
+      dot<kHeadDimV>(row(args.grad_output, cell.first_query, q, head), row(args.value, cell.first_key, k, kv_head));
+  const float* statistics =
+      static_cast<const float*>(args.statistics.data) + place(args.statistics, cell, cell.first_query).row(q, head);
   const float x = s * args.scale_log2 + bias_at(args, bias_row(args, cell, head, q), k) - statistics[0];
   return exp2_approx(x) * (dp - statistics[1]);
 }
 
-extern "C" __global__ void __launch_bounds__(kBiasThreads)
-    backward_bias(const __grid_constant__ BackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(kBiasThreads) backward_bias(const __grid_constant__ BackwardArgs args) {
   int entry = static_cast<int>(blockIdx.x), offset[3] = {0, 0, 0};  // key - query
   long long to = 0;
 #pragma unroll
@@ -97,8 +97,10 @@ extern "C" __global__ void __launch_bounds__(kBiasThreads)
   const float total = static_cast<float>(sums[0]);
   if constexpr (kBiasType == kTypeF32) static_cast<float*>(args.grad_bias.data)[to] = total;
   if constexpr (kBiasType == kTypeF64) static_cast<double*>(args.grad_bias.data)[to] = sums[0];
-  if constexpr (kBiasType == kTypeBf16) static_cast<u16*>(args.grad_bias.data)[to] = static_cast<u16>(pack_bf16(total, 0));
-  if constexpr (kBiasType == kTypeF16) static_cast<u16*>(args.grad_bias.data)[to] = static_cast<u16>(pack_f16(total, 0));
+  if constexpr (kBiasType == kTypeBf16)
+    static_cast<u16*>(args.grad_bias.data)[to] = static_cast<u16>(pack_bf16(total, 0));
+  if constexpr (kBiasType == kTypeF16)
+    static_cast<u16*>(args.grad_bias.data)[to] = static_cast<u16>(pack_f16(total, 0));
 }
 
 }  // namespace vicus::gpu

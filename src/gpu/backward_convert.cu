@@ -1,5 +1,6 @@
-// dQ from its float32 sums, which backward_keys.cu adds up with kAddQueries. In a row of sums, features go in groups of 16
-// of which lane l % 4 of a matrix product holds columns 2 l, 2 l + 1, 2 l + 8, 2 l + 9 side by side.
+// dQ from its float32 sums, which backward_keys.cu adds up with kAddQueries. In a row of sums, each group of 16
+// features goes as four of lane l = 0, 1, 2, 3 of a matrix product: 2 l, 2 l + 1, 2 l + 8, 2 l + 9. A thread per pair
+// of features.
 //
 // Constants of the prologue: those of tiles.cuh, kHeadDim.
 #include "tiles.cuh"

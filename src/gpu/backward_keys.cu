@@ -1,13 +1,15 @@
-// dK and dV: one block per box of keys and key/value head, over the tiles of queries that see the box, of all query heads
-// of the group, so that nothing is summed across blocks: bit-exact. With kAdditionalTile the keys are additional tokens
-// of a batch entry, which all queries of all its cells see. With kAddQueries dQ is summed on the way, in float32 scratch
-// with atomics: five products instead of seven, but not bit-exact.
+// dK and dV: one block per box of keys and key/value head, over the tiles of queries that see the box, of all query
+// heads of the group, so that nothing is summed across blocks: bit-exact. With kAdditionalTile the keys are additional
+// tokens of a batch entry, which all queries of all its cells see. With kAddQueries dQ is summed on the way, in float32
+// scratch with atomics: five products instead of seven, but not bit-exact.
 //
 // kSplits warps share 16 * kRowBlocks keys: each makes the weights of its own columns, hands them to the others through
-// shared memory (fragments of a lane, for the same lane), and sums its own part of the features for all columns. That is
-// for head dims whose sums no warp can hold.
+// shared memory (fragments of a lane, for the same lane), and sums its own part of the features for all columns. That
+// is for head dims whose sums no warp can hold.
 //
-// Constants of the prologue: those of backward_queries.cu, kSplits, kAdditionalTile, kAddQueries.
+// Constants of the prologue: those of backward_queries.cu, kSplits, kAdditionalTile, kAddQueries. `work.tiles` counts
+// tiles of kTileKv keys, or of as many additional tokens; there is a block for each of them, key/value head and cell
+// (for additional tokens: batch entry).
 #include "backward_walk.cuh"
 
 namespace vicus::gpu {
@@ -32,7 +34,7 @@ struct Smem {
   u16 grad_output[kStages][kQueryRows * kVStride];
   Statistics statistics[kStages][kQueryRows];
   u64 mask[kStages][kQueryRows][kRowWords];  // keys that each query sees
-  u32 weights[2][kWarps][kExchanged > 0 ? kExchanged : 1][kExchanged > 0 ? 32 : 1];
+  u32 weights[2][kSplits > 1 ? kWarps : 1][kExchanged > 0 ? kExchanged : 1][32];
   int use[2][kWarps];
   QueryWalk walk[kStages + 1];  // of the tile that is multiplied, those that are loaded, and one more
   __align__(16) u16 grad_scores[kAddQueries ? kRows * kWeightStride : 8];  // dS, a row for each key
@@ -112,36 +114,21 @@ __device__ __forceinline__ void differentiate(const BackwardArgs& args, const Sm
 }
 
 // To and from the other warps of the same keys.
-__device__ __forceinline__ void give(u32 (&to)[kExchanged > 0 ? kExchanged : 1][kExchanged > 0 ? 32 : 1],
-                                     const Weights& p, const Weights& ds) {
+using Exchange = u32[kExchanged > 0 ? kExchanged : 1][32];
+__device__ __forceinline__ void give(Exchange& to, const Weights& p, const Weights& ds) {
   const int lane = threadIdx.x % 32;
-  int at = 0;
 #pragma unroll
-  for (int j = 0; j < kChunk / 16; ++j) {
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        to[at++][lane] = p.at[j][m][i];
-        to[at++][lane] = ds.at[j][m][i];
-      }
-    }
+  for (int i = 0; i < kExchanged / 2; ++i) {
+    to[i][lane] = p.at[i / 4 / kRowBlocks][i / 4 % kRowBlocks][i % 4];
+    to[kExchanged / 2 + i][lane] = ds.at[i / 4 / kRowBlocks][i / 4 % kRowBlocks][i % 4];
   }
 }
-__device__ __forceinline__ void take(const u32 (&from)[kExchanged > 0 ? kExchanged : 1][kExchanged > 0 ? 32 : 1],
-                                     Weights& p, Weights& ds) {
+__device__ __forceinline__ void take(const Exchange& from, Weights& p, Weights& ds) {
   const int lane = threadIdx.x % 32;
-  int at = 0;
 #pragma unroll
-  for (int j = 0; j < kChunk / 16; ++j) {
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        p.at[j][m][i] = from[at++][lane];
-        ds.at[j][m][i] = from[at++][lane];
-      }
-    }
+  for (int i = 0; i < kExchanged / 2; ++i) {
+    p.at[i / 4 / kRowBlocks][i / 4 % kRowBlocks][i % 4] = from[i][lane];
+    ds.at[i / 4 / kRowBlocks][i / 4 % kRowBlocks][i % 4] = from[kExchanged / 2 + i][lane];
   }
 }
 
@@ -198,8 +185,8 @@ __device__ __forceinline__ void add_query_sums(const BackwardArgs& args, const S
         }
       }
     } else {
-      const u32 a = smem_address(smem.grad_scores) +
-                    2 * ((lane % 8 + lane / 16 * 8) * kWeightStride + row + lane / 8 % 2 * 8);
+      const u32 a =
+          smem_address(smem.grad_scores) + 2 * ((lane % 8 + lane / 16 * 8) * kWeightStride + row + lane / 8 % 2 * 8);
       const u32 b = smem_address(smem.key) + 2 * (lane % 16 * kQStride + feature + lane / 16 * 8);
 #pragma unroll 2
       for (int k = 0; k < kRows; k += 16) {

@@ -42,9 +42,8 @@ __device__ __forceinline__ u32 chunk_bits(const u64 (&mask)[kMaskWords], int fir
 // Logits to P, and dP to dS. `bits` of each of the lane's rows.
 template <bool kMasked>
 __device__ __forceinline__ void differentiate(const BackwardArgs& args, const Statistics (&rows)[kRowBlocks][2],
-                                              const u32 (&bits)[kRowBlocks][2], const Cell& cell,
-                                              const QueryTile& tile, const KeyWalk& walk, int first, Chunk& s,
-                                              Chunk& dp) {
+                                              const u32 (&bits)[kRowBlocks][2], const Cell& cell, const QueryTile& tile,
+                                              const KeyWalk& walk, int first, Chunk& s, Chunk& dp) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {

@@ -62,8 +62,8 @@ struct QueryWalk {
           hull.axis[a] = {0, cell.grid.axis[a].queries};
         } else {
           const int begin = keys.origin.at[a];
-          hull.axis[a] = geometry::queries_of(
-              cell.grid.axis[a], {begin, geometry::lo(begin + kTileKv[a], cell.grid.axis[a].keys)});
+          hull.axis[a] = geometry::queries_of(cell.grid.axis[a],
+                                              {begin, geometry::lo(begin + kTileKv[a], cell.grid.axis[a].keys)});
         }
       }
       done = hull.empty();

@@ -39,13 +39,15 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 smem) {
 // d[16][8] += a[16][16] . b[16][8]; lane l holds rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -58,7 +60,8 @@ __device__ __forceinline__ void barrier_sync(int barrier, int threads) {
 // Four sums side by side, aligned to 16 bytes, in device memory; not atomic as a whole.
 __device__ __forceinline__ void red_add(float* to, float a, float b, float c, float d) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c), "f"(d)
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(a), "f"(b),
+               "f"(c), "f"(d)
                : "memory");
 #else
   atomicAdd(to, a);
@@ -101,12 +104,16 @@ __device__ __forceinline__ float from_f16(u16 x) {
 struct Bf16 {
   static __device__ __forceinline__ u32 pack(float low, float high) { return pack_bf16(low, high); }
   static __device__ __forceinline__ float unpack(u16 x) { return from_bf16(x); }
-  static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
+  static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    mma_bf16(d, a, b0, b1);
+  }
 };
 struct F16 {
   static __device__ __forceinline__ u32 pack(float low, float high) { return pack_f16(low, high); }
   static __device__ __forceinline__ float unpack(u16 x) { return from_f16(x); }
-  static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16(d, a, b0, b1); }
+  static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    mma_f16(d, a, b0, b1);
+  }
 };
 
 }  // namespace vicus::gpu
