@@ -43,6 +43,8 @@ constexpr Shape kBackwardKeys[] = {
     {256, 8, 1, 2, 32, 64, 1, 1.0, 2, false},
 };
 constexpr int kMostHeadDim = 256;
+/// Query gradients are summed with atomics up to this head dim: beyond, registers do not suffice.
+constexpr int kMostSummed = 128;
 /// Registers hold a block's own rows up to this head dim, whatever the problem.
 constexpr int kHoldEasily = 96;
 /// Work besides products, in multiply-adds: of a pair (softmax, mask), of a tile of 64 rows (waiting for it), of a block
@@ -259,7 +261,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   GpuPlan& g = plan.gpu;
   g.forward = Search(plan, Kernel::forward).run(kForward);
   if (g.forward.tile.rows == 0) throw Unsupported(no_tile(plan));
-  g.add_queries = plan.backward.kv_splits_allowed > 1;
+  g.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
   if (!g.add_queries) g.backward_queries = Search(plan, Kernel::queries).run(kBackwardQueries);
   g.backward_keys = Search(plan, Kernel::keys).run(kBackwardKeys);
   // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.

@@ -79,7 +79,7 @@ int keys_bytes(const Spec& s, int row) {
   constexpr int kWalkBytes = 208, kStatisticsBytes = 8;
   return keys * row + s.stages * queries * (row + kStatisticsBytes + 8 * ceil_div(keys, 64)) +
          2 * s.warps * 4 * (exchanged + 1) + (s.stages + 1) * kWalkBytes +
-         (s.add_queries ? 2 * keys * (queries + 8) : 16) + 128;
+         (s.add_queries ? 2 * keys * (queries + 8) : 16) + 512;
 }
 
 }  // namespace

@@ -328,8 +328,10 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) {
   using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
   m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
   m.impl("neighborhood", TORCH_BOX(&neighborhood));
+  m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
   m.impl("dense_inference", TORCH_BOX(&dense_inference));
   m.impl("dense", TORCH_BOX(&dense));
+  m.impl("dense_backward", TORCH_BOX(&dense_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
