@@ -43,13 +43,13 @@ struct ForwardArgs {
 /// Of all backward kernels. `work` counts tiles of what a kernel has a block for: queries, keys, or additional tokens
 /// (whose cells are then batch entries).
 struct BackwardArgs : ForwardArgs {
-  Rows grad_output, grad_logsumexp;                          ///< the second may be absent
-  Rows grad_query, grad_key, grad_value;                     ///< an absent one is not stored
+  Rows grad_output, grad_logsumexp;       ///< the second may be absent
+  Rows grad_query, grad_key, grad_value;  ///< an absent one is not stored
   Rows grad_additional_keys, grad_additional_values;
-  Bias grad_bias;                                            ///< of the relative bias, in its type
-  Rows statistics;                                           ///< float32 scratch [B, *X, H, 2]: backward_delta.cu
-  Rows query_sums;                                           ///< float32 scratch [B, *X, H, D16]: backward_convert.cu
-  int batch = 1, sequences = 1;                              ///< packed: one batch entry, several sequences
+  Bias grad_bias;                ///< of the relative bias, in its type
+  Rows statistics;               ///< float32 scratch [B, *X, H, 2]: backward_delta.cu
+  Rows query_sums;               ///< float32 scratch [B, *X, H, D16]: backward_convert.cu
+  int batch = 1, sequences = 1;  ///< packed: one batch entry, several sequences
 };
 
 }  // namespace vicus::gpu
