@@ -14,20 +14,22 @@ DType logsumexp_dtype(const Problem& problem) {
 }  // namespace
 
 Tensor::Tensor(DType dtype, std::span<const std::int64_t> shape)
-    : dtype_(dtype), layout_(shape), bytes_(static_cast<std::size_t>(layout_.numel()) * dtype_size(dtype)) {}
+    : dtype_(dtype),
+      layout_(shape),
+      lines_((static_cast<std::size_t>(layout_.numel()) * dtype_size(dtype) + sizeof(Line) - 1) / sizeof(Line)) {}
 
 void Tensor::fill_normal(std::uint64_t seed) {
   std::mt19937_64 generator(seed);
   std::normal_distribution<float> normal;
   for (std::int64_t i = 0; i < layout_.numel(); ++i) {
-    store_element(bytes_.data(), dtype_, i, static_cast<double>(normal(generator)));
+    store_element(lines_.data(), dtype_, i, static_cast<double>(normal(generator)));
   }
 }
 
 std::vector<double> Tensor::read(std::int64_t offset, std::int64_t count) const {
   std::vector<double> values(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
-    values[static_cast<std::size_t>(i)] = load_element(bytes_.data(), dtype_, offset + i);
+    values[static_cast<std::size_t>(i)] = load_element(lines_.data(), dtype_, offset + i);
   }
   return values;
 }

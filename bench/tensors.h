@@ -13,21 +13,24 @@
 
 namespace vicus::bench {
 
-/// Memory of one contiguous tensor. Every page is touched when it is made, so that timed and measured calls find it there.
+/// Memory of one contiguous tensor, aligned as PyTorch's and NumPy's own allocators align. Every page is touched when it is made, so that timed and measured calls find it there.
 class Tensor {
  public:
   Tensor(DType dtype, std::span<const std::int64_t> shape);
   /// Normally distributed elements that `seed` determines.
   void fill_normal(std::uint64_t seed);
-  [[nodiscard]] TensorView view() { return {bytes_.data(), dtype_, layout_}; }
-  [[nodiscard]] ConstTensorView view() const { return {bytes_.data(), dtype_, layout_}; }
+  [[nodiscard]] TensorView view() { return {lines_.data(), dtype_, layout_}; }
+  [[nodiscard]] ConstTensorView view() const { return {lines_.data(), dtype_, layout_}; }
   /// Elements [offset, offset + count) as doubles.
   [[nodiscard]] std::vector<double> read(std::int64_t offset, std::int64_t count) const;
 
  private:
   DType dtype_;
   TensorLayout layout_;
-  std::vector<std::byte> bytes_;
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> lines_;
 };
 
 /// Inputs are random and never change; outputs are what the last call left.

@@ -13,6 +13,7 @@
 #define VICUS_CPU_FORWARD_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/contrib/math/math-inl.h>
 
 #include "cpu/chunk-inl.h"
@@ -118,6 +119,7 @@ class ForwardTask {
     } else {
       sweep(cell, hull);
     }
+    if (c_.stream) hwy::FlushStream();  // before another thread is told that the task is done
   }
 
  private:
@@ -292,7 +294,8 @@ class ForwardTask {
   void end_tile(TileState<T>& s) {
     for (int r = 0; r < kRows; ++r) s_.factor[r] = s.sum[r] == 0 ? T{0} : T{1} / s.sum[r];
     if (s.fresh) std::fill_n(s.out, static_cast<std::size_t>(values_.width) * kRows, T{0});
-    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, output_map_, s.tile, s_.scores, s_.transpose);
+    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, output_map_, s.tile, s_.scores, s_.transpose,
+               c_.stream);
     if (!c_.logsumexp) return;
     const hn::ScalableTag<T> d;
     for (std::size_t r = 0; r < kRows; r += kLanes<T>) {

@@ -9,6 +9,9 @@
 
 namespace vicus::cpu {
 
+/// Outputs of this size leave the caches of a core before anyone could read them there.
+inline constexpr std::size_t kStreamBytes = std::size_t{4} << 20;
+
 /// Tasks are numbered cell by cell, in a cell block by block, then head by head: the heads of a token are neighbours in
 /// memory, so that a block's pages and cache lines serve all heads before they are left. A block is a stack of query tiles
 /// that share packed keys.
@@ -20,6 +23,7 @@ struct ForwardContext {
         output(out),
         logsumexp(lse),
         domain(problem),
+        stream(static_cast<std::size_t>(out.numel()) * dtype_size(out.dtype()) >= kStreamBytes),
         layout(problem, plan.forward),
         head_tiles(geometry::ceil_div(static_cast<int>(problem.heads / problem.heads_kv), plan.forward.tile.heads)),
         head_blocks(geometry::ceil_div(head_tiles, plan.forward.stack_heads)),
@@ -43,6 +47,7 @@ struct ForwardContext {
   const TensorView& output;
   const TensorView& logsumexp;
   Domain domain;
+  bool stream;  ///< the output goes past the caches
   ForwardLayout layout;
   int head_tiles, head_blocks;  ///< of one key/value head
   CellTasks blocks;

@@ -38,11 +38,22 @@ HWY_INLINE hn::Vec<D> load(D d, const Float16* p) {
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
 }
 
-template <class D>
-HWY_INLINE void store(D d, hn::Vec<D> v, hn::TFromD<D>* p) {
-  hn::StoreU(v, d, p);
+// Streaming stores write whole lines to memory without reading them first, and leave the caches to those who need them.
+// `p` is aligned to the vector.
+template <bool kStream, class D>
+HWY_INLINE void put(D d, hn::Vec<D> v, hn::TFromD<D>* p) {
+  if constexpr (kStream) {
+    hn::Stream(v, d, p);
+  } else {
+    hn::StoreU(v, d, p);
+  }
 }
-template <class D>
+
+template <bool kStream, class D>
+HWY_INLINE void store(D d, hn::Vec<D> v, hn::TFromD<D>* p) {
+  put<kStream>(d, v, p);
+}
+template <bool kStream, class D>
 HWY_INLINE void store(D, hn::Vec<D> v, BFloat16* p) {  // to nearest, ties to even; NaN stays NaN
   const hn::RebindToUnsigned<D> d32;
   const hn::RebindToSigned<D> di;
@@ -53,9 +64,9 @@ HWY_INLINE void store(D, hn::Vec<D> v, BFloat16* p) {  // to nearest, ties to ev
   const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000U));
   const auto chosen = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded);
   const auto narrow = hn::DemoteTo(d16, hn::BitCast(di, hn::ShiftRight<16>(chosen)));
-  hn::StoreU(narrow, d16, reinterpret_cast<std::uint16_t*>(p));
+  put<kStream>(d16, narrow, reinterpret_cast<std::uint16_t*>(p));
 }
-template <class D>
+template <bool kStream, class D>
 HWY_INLINE void store(D d, hn::Vec<D> v, Float16* p) {  // to nearest, ties to even
 #if HWY_TARGET == HWY_SSE4
   // No instruction for it, and Highway's substitute truncates. As float16_from_float in core/numbers.h.
@@ -73,11 +84,11 @@ HWY_INLINE void store(D d, hn::Vec<D> v, Float16* p) {  // to nearest, ties to e
   half = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x477FEFFF)), hn::Set(di, 0x7C00), half);
   half = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x7F800000)), hn::Set(di, 0x7E00), half);
   const auto sign = hn::BitCast(di, hn::And(hn::ShiftRight<16>(hn::BitCast(d32, v)), hn::Set(d32, 0x8000U)));
-  hn::StoreU(hn::DemoteTo(d16, hn::Or(half, sign)), d16, reinterpret_cast<std::uint16_t*>(p));
+  put<kStream>(d16, hn::DemoteTo(d16, hn::Or(half, sign)), reinterpret_cast<std::uint16_t*>(p));
 #else
   static_cast<void>(d);
   const hn::Rebind<hwy::float16_t, D> d16;
-  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+  put<kStream>(d16, hn::DemoteTo(d16, v), reinterpret_cast<hwy::float16_t*>(p));
 #endif
 }
 
@@ -122,17 +133,35 @@ HWY_INLINE void load_row(const In* src, int n, T* dst, Finite<T>& finite) {
   }
 }
 
-template <class T, class Out>
-HWY_INLINE void store_row(const T* src, int n, Out* dst) {
+template <class T, class Out, bool kStream>
+HWY_INLINE void store_whole_vectors(const T* src, int n, Out* dst) {
   const hn::ScalableTag<T> d;
   constexpr int N = static_cast<int>(kLanes<T>);
-  int i = 0;
-  for (; i + N <= n; i += N) store(d, hn::LoadU(d, src + i), dst + i);
+  for (int i = 0; i + N <= n; i += N) store<kStream>(d, hn::LoadU(d, src + i), dst + i);
+}
+
+// `stream`: use streaming stores where the row is aligned for them.
+template <class T, class Out>
+HWY_INLINE void store_row(const T* src, int n, Out* dst, bool stream = false) {
+  const hn::ScalableTag<T> d;
+  constexpr int N = static_cast<int>(kLanes<T>);
+  constexpr std::size_t kBytes = kLanes<T> * sizeof(Out);  // of a vector of results
+  if constexpr (kBytes >= 16) {
+    stream = stream && reinterpret_cast<std::uintptr_t>(dst) % kBytes == 0;
+  } else {
+    stream = false;
+  }
+  if (stream) {
+    store_whole_vectors<T, Out, (kBytes >= 16)>(src, n, dst);
+  } else {
+    store_whole_vectors<T, Out, false>(src, n, dst);
+  }
+  const int i = n / N * N;
   if (i < n) {
     T whole[N] = {};
     Out tail[N];
     std::memcpy(whole, src + i, static_cast<std::size_t>(n - i) * sizeof(T));
-    store(d, hn::LoadU(d, whole), tail);
+    store<false>(d, hn::LoadU(d, whole), tail);
     std::memcpy(dst + i, tail, static_cast<std::size_t>(n - i) * sizeof(Out));
   }
 }
@@ -346,10 +375,11 @@ bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, in
   }
 }
 
-// lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `buffer` as above.
+// lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `buffer` as above,
+// `stream` as in store_row.
 template <class T, class Out>
 void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* base, const RowMap& map,
-                   const Tile& tile, T* piece, T* buffer) {
+                   const Tile& tile, T* piece, T* buffer, bool stream) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
   const auto row_count = static_cast<std::size_t>(rows);
@@ -372,24 +402,25 @@ void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* b
       }
     }
     tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
-      store_row(piece + static_cast<std::size_t>(lane) * kBlock, n, static_cast<Out*>(base) + map.row(p, head) + done);
+      store_row(piece + static_cast<std::size_t>(lane) * kBlock, n, static_cast<Out*>(base) + map.row(p, head) + done,
+                stream);
     });
   }
 }
 
 template <class T>
 void store_tile(const T* lanes, const T* factor, int width, int rows, const TensorView& t, const RowMap& map,
-                const Tile& tile, T* piece, T* buffer) {
+                const Tile& tile, T* piece, T* buffer, bool stream = false) {
   if constexpr (sizeof(T) == 8) {
-    store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+    store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
   } else {
     switch (t.dtype()) {
       case DType::bfloat16:
-        return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+        return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
       case DType::float16:
-        return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+        return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
       default:
-        return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer);
+        return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
     }
   }
 }

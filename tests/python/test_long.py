@@ -5,6 +5,8 @@ one row of numpy. Gradients of keys are checked through a grad_output that is ze
 """
 
 import bridge
+import memory
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -146,3 +148,39 @@ def test_sampled_queries(name):
 
 def flat_view(array, problem):
     return array.reshape(problem.batch, problem.queries, *array.shape[-2:])
+
+
+# Outputs of this size are stored past the caches, rows that start at a whole vector with other instructions.
+STREAMED_BYTES = 4 << 20
+
+
+@pytest.mark.parametrize("dtype", memory.DTYPES)
+@pytest.mark.parametrize("head_dim_v", [64, 40, 33])
+@pytest.mark.parametrize("mask", [Neighborhood([5, 5], [1, 1], [1, 1], [0, 0]), Dense(40)], ids=["windows", "dense"])
+def test_large_outputs_are_the_same_wherever_they_lie(dtype, head_dim_v, mask):
+    kind = memory.DTYPES[dtype]
+    tokens = STREAMED_BYTES // (2 * head_dim_v * kind.itemsize) + 1
+    layout = [tokens // 50 + 1, 50] if isinstance(mask, Neighborhood) else [tokens]
+    problem = Problem(layout, 2, 1, 16, head_dim_v, mask, dtype)
+    rng = np.random.default_rng(5)
+    inputs = {name: rng.standard_normal(problem.shape(name)).astype(kind) for name in ("query", "key", "value")}
+    shape = problem.shape("output")
+    size = int(np.prod(shape)) * kind.itemsize
+    assert size >= STREAMED_BYTES
+    outputs = []
+    for offset in (0, kind.itemsize):  # from the start of a cache line, and not aligned to anything
+        buffer = np.full(size + 256, memory.POISON, np.uint8)
+        start = -buffer.ctypes.data % 64 + 64 + offset
+        output = buffer[start : start + size].view(kind).reshape(shape)
+        bridge.call("forward", bridge.request(problem), inputs | {"output": output})
+        assert (buffer[:start] == memory.POISON).all() and (buffer[start + size :] == memory.POISON).all()
+        outputs.append(output)
+    np.testing.assert_array_equal(*outputs)
+    if problem.dense:  # the first queries in a call that is too small to be streamed
+        small = Problem([layout[0] // 8], 2, 1, 16, head_dim_v, mask, dtype)
+        output = np.empty(small.shape("output"), kind)
+        query = inputs["query"][:, : small.queries]
+        bridge.call("forward", bridge.request(small), inputs | {"query": query, "output": output})
+        tolerance = 4 * float(ml_dtypes.finfo(kind).eps)
+        got, want = (x.astype(np.float64) for x in (outputs[0][:, : small.queries], output))
+        np.testing.assert_allclose(got, want, atol=tolerance, rtol=tolerance)
