@@ -34,7 +34,7 @@ def _prepared(rank: int, *named: tuple[str, Tensor | None]) -> list[Tensor | Non
     (name, first), *_ = named
     _arguments.check_kind(name, first, first)
     tensors = [x for _, x in named]
-    if torch.is_autocast_enabled(first.device.type):
+    if _arguments.autocasting(first.device.type):
         tensors = _arguments.autocast(first.device.type, *tensors)
     for i, (name_, _) in enumerate(named[1:], 1):
         if i == 1 or tensors[i] is not None:
