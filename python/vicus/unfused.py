@@ -10,7 +10,6 @@ there, `av` ignores them. Scores are not scaled: multiply the query.
 Every function is differentiable in any order, in reverse and forward mode, and under `torch.func`.
 """
 
-import torch
 from torch import Tensor
 
 from vicus import _arguments, _ops_unfused
