@@ -18,7 +18,7 @@ step() {  # every step runs, so that one call shows everything
 }
 tidy() {
   tools/build.sh lint && run-clang-tidy-19 -quiet -p build/lint -j "${JOBS:-$(nproc)}" -warnings-as-errors='*' \
-    >build/lint/tidy.log 2>&1 && return
+    '^(?!.*/embedded\.cc$)' >build/lint/tidy.log 2>&1 && return
   grep -E 'warning:|error:' -A 4 build/lint/tidy.log | head -n 200
   return 1
 }

@@ -49,7 +49,7 @@ bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>&
                     const Position& tiles, std::int64_t cells, std::int64_t enough) {
   const Problem& p = plan.problem;
   if (p.dense() || p.additional_tokens > 0) return false;
-  const auto budget = static_cast<double>(kRingBytes / packed_bytes(p));
+  const double budget = static_cast<double>(kRingBytes) / static_cast<double>(packed_bytes(p));
   std::size_t moving = 0;  // the axis the ring moves along
   while (moving < 2 && grid.axis[moving].keys <= 1) ++moving;
   std::array<std::vector<int>, 3> cuts;  // tiles per axis of a stack

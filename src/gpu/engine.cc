@@ -139,7 +139,9 @@ class Scratch {
   void clear(std::size_t bytes) {
     jit::check(jit::driver().cuMemsetD8Async(data_, 0, bytes, stream_), "cuMemsetD8Async", "clearing scratch");
   }
-  [[nodiscard]] void* data() const { return reinterpret_cast<void*>(data_); }
+  [[nodiscard]] void* data() const {
+    return reinterpret_cast<void*>(data_);  // NOLINT(performance-no-int-to-ptr): the driver's addresses are integers
+  }
 
  private:
   jit::CUstream stream_;

@@ -324,7 +324,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
       if constexpr (kLogsumexp) {
         const Position p = row_position(tile, row);
         if (lane % 4 == 0 && row_exists(tile, row, p)) {
-          const float lse = sum == 0 ? kNothing : (softmax.top[m][half] * scale + log2_approx(sum)) * 0.693147180559945f;
+          const float lse =
+              sum == 0 ? kNothing : (softmax.top[m][half] * scale + log2_approx(sum)) * 0.693147180559945f;
           const Placed place_lse = place(args.logsumexp, cell, cell.first_query);
           static_cast<float*>(args.logsumexp.data)[place_lse.row(p, tile.head + row / kPositions)] = lse;
         }

@@ -194,8 +194,8 @@ class Search {
     if (bytes > plan_.gpu.device.shared_bytes_per_block) return;
     const bool of_keys = kernel_ == Kernel::keys;
     const int rows = spec.rows() / shape.splits;  // of a block
-    const double group = static_cast<double>(p_.heads / p_.heads_kv);
-    const double head_tiles = static_cast<double>(p_.heads_kv) * std::ceil(group / heads);
+    const std::int64_t group = p_.heads / p_.heads_kv;
+    const double head_tiles = static_cast<double>(p_.heads_kv) * std::ceil(static_cast<double>(group) / heads);
     const double positions = static_cast<double>(q[0]) * q[1] * q[2];
     // Windows are alike from both sides: the tiles of queries that see a tile of keys are counted as if those were keys.
     const Extent &own = of_keys ? kv : q, &other = of_keys ? q : kv;

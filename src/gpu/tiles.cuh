@@ -160,8 +160,8 @@ __device__ __forceinline__ KeyMask key_mask(const Span (&seen)[3], const Positio
     for (int w = 0; w < kMaskWords; ++w) mask.word[w] = bits_between(begin - 64 * w, end - 64 * w);
   } else {
     for (int w = 0; w < kMaskWords; ++w) mask.word[w] = 0;
-    const u64 line = bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) &
-                     bits_between(0, kTileKv[2]);
+    const u64 line =
+        bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) & bits_between(0, kTileKv[2]);
 #pragma unroll
     for (int i = 0; i < kTileKv[0]; ++i) {
       const bool in_plane = kRank < 3 || seen[0].contains(origin.at[0] + i);
