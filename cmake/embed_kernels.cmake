@@ -3,7 +3,7 @@
 function(vicus_embed target)
   set(output ${CMAKE_CURRENT_BINARY_DIR}/embedded.cc)
   file(GLOB kernels CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/src/gpu
-    ${PROJECT_SOURCE_DIR}/src/gpu/*.cuh ${PROJECT_SOURCE_DIR}/src/gpu/*.cu ${PROJECT_SOURCE_DIR}/src/gpu/args.h)
+    ${PROJECT_SOURCE_DIR}/src/gpu/*.cuh ${PROJECT_SOURCE_DIR}/src/gpu/*.cu ${PROJECT_SOURCE_DIR}/src/gpu/*args.h)
   set(files "${PROJECT_SOURCE_DIR}/include|vicus/geometry.h")
   set(paths ${PROJECT_SOURCE_DIR}/include/vicus/geometry.h)
   foreach(kernel IN LISTS kernels)

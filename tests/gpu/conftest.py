@@ -1,7 +1,10 @@
 import importlib.util
 import pathlib
+import sys
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "jit"))  # probe.py
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,9 @@ REGISTERS_PER_MULTIPROCESSOR = 65536
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_kernels_compile_without_spills(part, nvrtc_directory, tmp_path):
-    env = os.environ | {"VICUS_NVRTC": str(nvrtc_directory), "VICUS_CACHE_DIR": str(tmp_path)}
+    # NVRTC opens a second library by its name alone, which sanitizers' dlopen looks for elsewhere.
+    places = {"VICUS_NVRTC": nvrtc_directory, "LD_LIBRARY_PATH": nvrtc_directory, "VICUS_CACHE_DIR": tmp_path}
+    env = os.environ | {name: str(place) for name, place in places.items()}
     command = [BUILD / "tests" / "gpu" / "gpu_specs", str(part), str(PARTS)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
