@@ -46,7 +46,7 @@ __device__ __forceinline__ float grad_score(const BackwardArgs& args, const Cell
   return exp2_approx(x) * (dp - statistics[1]);
 }
 
-extern "C" __global__ void __launch_bounds__(kBiasThreads) backward_bias(const __grid_constant__ BackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(kBiasThreads, 2) backward_bias(const __grid_constant__ BackwardArgs args) {
   int entry = static_cast<int>(blockIdx.x), offset[3] = {0, 0, 0};  // key - query
   long long to = 0;
 #pragma unroll
