@@ -211,7 +211,7 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   constexpr std::int64_t kStatistics = 2;
   Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
   args.statistics = scratch_rows(p, scratch.data(), kStatistics);
-  const std::int64_t width = (p.head_dim + 15) / 16 * 16;
+  const std::int64_t width = padded(p.head_dim);
   if (plan.gpu.add_queries) {
     args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, width);
     scratch.clear(plan.gpu.backward_scratch_bytes);

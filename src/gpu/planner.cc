@@ -53,8 +53,6 @@ constexpr double kPairWork = 40, kTileWork = 1e5, kBlockWork = 5e5;
 
 using Extent = std::array<int, 3>;
 
-std::size_t round_up_16(std::int64_t n) { return static_cast<std::size_t>((n + 15) / 16 * 16); }
-
 /// Boxes of at most `most` positions on the trailing `rank` axes, extents powers of two.
 std::vector<Extent> query_boxes(int rank, int most) {
   std::vector<Extent> list;
@@ -161,8 +159,8 @@ class Search {
   GpuKernelPlan run(const Shape (&shapes)[kShapes]) {
     for (const Shape& shape : shapes) {
       if (std::max(p_.head_dim, p_.head_dim_v) > shape.head_dim) continue;
-      const std::size_t part = 16 * static_cast<std::size_t>(shape.splits);  // warps share features evenly
-      if (round_up_16(p_.head_dim) % part != 0 || round_up_16(p_.head_dim_v) % part != 0) continue;
+      const int part = 16 * shape.splits;  // warps share features evenly
+      if (padded(p_.head_dim) % part != 0 || padded(p_.head_dim_v) % part != 0) continue;
       // Biases take registers.
       if ((p_.rpb || p_.attn_bias) && shape.row_blocks > 1) continue;
       const int group = static_cast<int>(p_.heads / p_.heads_kv);
@@ -273,7 +271,8 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
         std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
   }
   const auto rows = static_cast<std::size_t>(p.batch * p.queries() * p.heads);
-  g.backward_scratch_bytes = rows * (2 + (g.add_queries ? round_up_16(p.head_dim) : 0)) * sizeof(float);
+  g.backward_scratch_bytes =
+      rows * (2 + static_cast<std::size_t>(g.add_queries ? padded(p.head_dim) : 0)) * sizeof(float);
 }
 
 }  // namespace vicus::gpu

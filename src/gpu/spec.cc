@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "vicus/geometry.h"
 #include "vicus/plan.h"
 
 namespace vicus::gpu {
@@ -63,9 +64,10 @@ std::string prologue(const Spec& s) {
   return p + "; }\n";
 }
 
-int padded(int head_dim) { return (head_dim + 15) / 16 * 16 + 8; }
+using geometry::ceil_div;
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Elements from one row to the next in shared memory: 16 bytes of padding.
+int row_step(int head_dim) { return padded(head_dim) + 8; }
 
 // Rows of a query and value, or key and value, take `row` bytes.
 int queries_bytes(const Spec& s, int row) {
@@ -134,7 +136,7 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
 }
 
 int shared_bytes(const Spec& s) {
-  const int query = padded(s.head_dim), value = padded(s.head_dim_v);
+  const int query = row_step(s.head_dim), value = row_step(s.head_dim_v);
   if (s.kernel == Kernel::queries) return queries_bytes(s, 2 * (query + value));
   if (s.kernel == Kernel::keys || s.kernel == Kernel::additional) return keys_bytes(s, 2 * (query + value));
   if (s.kernel != Kernel::forward) return 0;

@@ -51,6 +51,9 @@ struct Spec {
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
 };
 
+/// Features that the products of tensor cores take for a head dim.
+[[nodiscard]] constexpr int padded(std::int64_t head_dim) { return static_cast<int>((head_dim + 15) / 16 * 16); }
+
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
 
