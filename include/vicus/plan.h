@@ -51,7 +51,7 @@ struct BackwardOptions {
 
 /// What GPU a plan is for.
 struct GpuTarget {
-  int major = 0, minor = 0;  ///< compute capability; 0.0 means the device of the calling thread
+  int major = 0, minor = 0;  ///< compute capability; 0.0 means the device of the calling thread's context, or the first
   int multiprocessors = 0;
   int shared_bytes_per_block = 0;
   friend bool operator==(const GpuTarget&, const GpuTarget&) = default;

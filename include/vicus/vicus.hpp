@@ -9,6 +9,7 @@
 #include "vicus/log.h"
 #include "vicus/merge.h"
 #include "vicus/plan.h"
+#include "vicus/prepare.h"
 #include "vicus/problem.h"
 #include "vicus/tensor.h"
 #include "vicus/unfused.h"

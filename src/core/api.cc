@@ -3,6 +3,7 @@
 #include "core/engines.h"
 #include "gpu/engine.h"
 #include "vicus/attention.h"
+#include "vicus/prepare.h"
 
 namespace vicus {
 
@@ -28,6 +29,10 @@ void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGr
   } else {
     cpu::backward(plan, inputs, grad_inputs, gradients);
   }
+}
+
+void prepare(const Plan& plan, const CallSet& calls, int device) {
+  if (plan.engine == Engine::sm80) gpu::prepare(plan, calls, device);
 }
 
 void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,

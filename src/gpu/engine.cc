@@ -9,7 +9,7 @@
 
 #include "core/domain.h"
 #include "gpu/args.h"
-#include "gpu/planner.h"
+#include "gpu/kernels.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
 #include "jit/driver.h"
@@ -60,10 +60,39 @@ Bias bias_of(const Problem& p, const AttentionInputs& in) {
   return bias;
 }
 
-const jit::Kernel& kernel_of(const Spec& spec, void* stream) {
+jit::KernelCache<Spec>& kernel_cache() {
   static jit::KernelCache<Spec> cache;
-  return cache.get(spec, stream, [](const Spec& s) { return source_of(s); });
+  return cache;
 }
+
+/// The kernels of a call, loaded: all of them before the first is launched, so that what cannot be compiled or may not be
+/// compiled now (a stream under capture) fails before anything is written.
+class Loaded {
+ public:
+  Loaded(const Kernels& kernels, void* stream) : kernels_(kernels), stream_(stream) {
+    for (std::size_t i = 0; i < kernels_.size(); ++i) {
+      loaded_.at(i) = &kernel_cache().get(kernels_.begin()[i], stream, source_of);
+    }
+  }
+
+  [[nodiscard]] const Kernels& specs() const { return kernels_; }
+
+  template <class Args>
+  void launch(const Spec& spec, std::int64_t blocks, const Args& args) const {
+    if (blocks == 0) return;
+    if (blocks > std::numeric_limits<int>::max()) {
+      throw Unsupported("engine sm80 launches at most 2147483647 blocks, the problem has " + std::to_string(blocks));
+    }
+    const jit::Kernel& kernel = *loaded_.at(static_cast<std::size_t>(&spec - kernels_.begin()));
+    jit::launch(kernel, {.x = static_cast<unsigned>(blocks)}, spec.threads(), shared_bytes(spec), stream_, &args,
+                sizeof(args));
+  }
+
+ private:
+  Kernels kernels_;
+  std::array<const jit::Kernel*, Kernels::kMost> loaded_{};
+  void* stream_;
+};
 
 DType bias_type_of(const Problem& p, const AttentionInputs& in) {
   return p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
@@ -113,16 +142,6 @@ int head_blocks(const ForwardArgs& args, const Spec& spec) {
   return args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
 }
 
-template <class Args>
-void launch(const Spec& spec, std::int64_t blocks, int threads, void* stream, const Args& args) {
-  if (blocks == 0) return;
-  if (blocks > std::numeric_limits<int>::max()) {
-    throw Unsupported("engine sm80 launches at most 2147483647 blocks, the problem has " + std::to_string(blocks));
-  }
-  jit::launch(kernel_of(spec, stream), {.x = static_cast<unsigned>(blocks)}, threads, shared_bytes(spec), stream, &args,
-              sizeof(args));
-}
-
 /// Memory of the stream's device, given back in the order of the stream.
 class Scratch {
  public:
@@ -170,28 +189,69 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   if (p.batch == 0 || p.queries() == 0) return;
   const jit::ContextGuard context(jit::device_of(output.data()));
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
-  const Spec spec = spec_of(plan, Kernel::forward, logsumexp.present(), vectors, bias_type_of(p, in));
+  const Loaded kernels(
+      kernels_of(plan, Call{.logsumexp = logsumexp.present(), .vectors = vectors, .bias_type = bias_type_of(p, in)}),
+      stream);
+  const Spec& spec = *kernels.specs().begin();
   ForwardArgs args;
   fill(args, p, in);
   args.output = rows_of(output, p.rank());
   args.logsumexp = rows_of(logsumexp, p.rank());
   args.work.head_blocks = head_blocks(args, spec);
   const std::int64_t blocks = cut(args.work, args.len, spec.tile_q) * args.work.head_blocks * cells_of(args, p.batch);
-  launch(spec, blocks, spec.threads(), stream, args);
+  kernels.launch(spec, blocks, args);
 }
+
+namespace {
+
+/// Blocks of one backward kernel; sets the work that they share.
+std::int64_t backward_blocks(const Spec& s, BackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
+  const std::int64_t rows = p.batch * p.queries() * p.heads, cells = cells_of(args, p.batch);
+  const auto each = [](std::int64_t work, std::int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; };
+  switch (s.kernel) {
+    case Kernel::delta:
+      return each(rows, s.threads() / 8);
+    case Kernel::queries:
+      args.work.head_blocks = head_blocks(args, s);
+      return cut(args.work, args.len, s.tile_q) * args.work.head_blocks * cells;
+    case Kernel::keys: {
+      const int dense_keys[3] = {1, 1, args.keys};
+      args.work.head_blocks = args.heads_kv;
+      return cut(args.work, p.dense() ? dense_keys : args.len, s.tile_kv) * args.heads_kv * cells;
+    }
+    case Kernel::additional:
+      args.work.head_blocks = args.heads_kv;
+      args.work.tiles[0] = args.work.tiles[1] = 1;
+      args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
+      return args.work.tiles[2] * p.heads_kv * p.batch;
+    case Kernel::convert:
+      return each(rows * padded(p.head_dim) / 2, s.threads());
+    case Kernel::bias:
+      return grad_bias.numel();
+    case Kernel::forward:
+      break;
+  }
+  return 0;
+}
+
+}  // namespace
 
 void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradInputs& grads,
               const AttentionGradients& out, void* stream) {
   const Problem& p = plan.problem;
   if (p.batch == 0) return;
-  if (plan.gpu.backward_keys.tile.rows == 0 || (!plan.gpu.add_queries && plan.gpu.backward_queries.tile.rows == 0)) {
-    throw Unsupported("backward: " + no_tile(plan));
-  }
   const jit::ContextGuard context(jit::device_of(in.query.data()));
   const bool vectors =
       aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
                out.query, out.key, out.value, out.additional_keys, out.additional_values});
-  const auto spec = [&](Kernel kernel) { return spec_of(plan, kernel, true, vectors, bias_type_of(p, in)); };
+  const Loaded kernels(kernels_of(plan, Call{.backward = true,
+                                             .vectors = vectors,
+                                             .bias_type = bias_type_of(p, in),
+                                             .grad_query = out.query.present(),
+                                             .grad_keys = out.key || out.value,
+                                             .grad_additional = out.additional_keys || out.additional_values,
+                                             .grad_bias = out.rpb.present()}),
+                       stream);
   const int rank = p.rank();
   BackwardArgs args;
   fill(args, p, in);
@@ -207,46 +267,29 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   if (out.rpb) args.grad_bias = relative_bias_of(out.rpb, rank);
   args.batch = args.sequences = static_cast<int>(p.batch);
 
-  const std::int64_t rows = p.batch * p.queries() * p.heads;
   constexpr std::int64_t kStatistics = 2;
   Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
   args.statistics = scratch_rows(p, scratch.data(), kStatistics);
-  const std::int64_t width = padded(p.head_dim);
   if (plan.gpu.add_queries) {
-    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, width);
+    const std::int64_t rows = p.batch * p.queries() * p.heads;
+    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, padded(p.head_dim));
     scratch.clear(plan.gpu.backward_scratch_bytes);
   }
-  constexpr int kThreads = 256;  // of the kernels without tiles
-  constexpr int kDeltaRows = kThreads / 8;
-  launch(spec(Kernel::delta), (rows + kDeltaRows - 1) / kDeltaRows, kThreads, stream, args);
-  const std::int64_t cells = cells_of(args, p.batch);
-  if (!plan.gpu.add_queries && out.query) {
-    const Spec s = spec(Kernel::queries);
-    args.work.head_blocks = head_blocks(args, s);
-    launch(s, cut(args.work, args.len, s.tile_q) * args.work.head_blocks * cells, s.threads(), stream, args);
+  for (const Spec& spec : kernels.specs()) {
+    const std::int64_t blocks = backward_blocks(spec, args, p, out.rpb);
+    kernels.launch(spec, blocks, args);
   }
-  if (out.key || out.value || (plan.gpu.add_queries && out.query)) {
-    const Spec s = spec(Kernel::keys);
-    const int dense_keys[3] = {1, 1, args.keys};
-    args.work.head_blocks = args.heads_kv;
-    launch(s, cut(args.work, p.dense() ? dense_keys : args.len, s.tile_kv) * args.heads_kv * cells, s.threads(), stream,
-           args);
+}
+
+void prepare(const Plan& plan, const CallSet& calls, int device) {
+  const jit::Device& here = jit::device(device < 0 ? jit::thread_device() : device);
+  const jit::Arch planned{plan.gpu.device.major, plan.gpu.device.minor};
+  if (planned != here.arch) {
+    throw InvalidArgument("device", std::to_string(here.ordinal) + " (" + here.name + ", " + name_of(here.arch) + ")",
+                          "one of " + name_of(planned) + ", which the plan is for");
   }
-  if (p.additional_tokens > 0 &&
-      (out.additional_keys || out.additional_values || (plan.gpu.add_queries && out.query))) {
-    const Spec s = spec(Kernel::additional);
-    args.work.tiles[0] = args.work.tiles[1] = 1;
-    args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
-    launch(s, args.work.tiles[2] * p.heads_kv * p.batch, s.threads(), stream, args);
-  }
-  if (plan.gpu.add_queries && out.query) {
-    launch(spec(Kernel::convert), (rows * width / 2 + kThreads - 1) / kThreads, kThreads, stream, args);
-  }
-  if (out.rpb) {
-    std::int64_t entries = 1;
-    for (int i = 0; i < out.rpb.dims(); ++i) entries *= out.rpb.size(i);
-    launch(spec(Kernel::bias), entries, kThreads, stream, args);
-  }
+  const jit::ContextGuard context(here.ordinal);
+  for (const Spec& spec : kernels_of(plan, calls)) kernel_cache().load(spec, source_of);
 }
 
 }  // namespace vicus::gpu

@@ -3,6 +3,7 @@
 #define VICUS_GPU_ENGINE_H_
 
 #include "vicus/attention.h"
+#include "vicus/prepare.h"
 
 namespace vicus::gpu {
 
@@ -11,6 +12,9 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
 
 void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradInputs& grads,
               const AttentionGradients& out, void* stream);
+
+/// As vicus::prepare.
+void prepare(const Plan& plan, const CallSet& calls, int device);
 
 }  // namespace vicus::gpu
 

@@ -132,7 +132,7 @@ class AxisSums {
 
 GpuTarget target_of(const PlanOptions& options) {
   if (options.gpu.major != 0) return options.gpu;
-  const jit::Device& device = jit::current_device();
+  const jit::Device& device = jit::device(jit::thread_device());
   return {.major = device.arch.major,
           .minor = device.arch.minor,
           .multiprocessors = device.multiprocessors,

@@ -116,7 +116,7 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   s.bias_kind = p.rpb ? BiasKind::relative : p.attn_bias ? BiasKind::additive : BiasKind::none;
   s.bias_type = bias_type;
   s.vectors = vectors;
-  if (kernel == Kernel::delta || kernel == Kernel::convert || kernel == Kernel::bias) return s;  // no tiles
+  if (!s.tiled()) return s;
   s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
   const GpuKernelPlan& f = kernel == Kernel::forward   ? plan.gpu.forward
                            : kernel == Kernel::queries ? plan.gpu.backward_queries

@@ -46,7 +46,11 @@ struct Spec {
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
-  [[nodiscard]] int threads() const { return 32 * warps; }
+  /// Whether blocks take tiles of queries or keys; the others take rows or entries of a table.
+  [[nodiscard]] bool tiled() const {
+    return kernel != Kernel::delta && kernel != Kernel::convert && kernel != Kernel::bias;
+  }
+  [[nodiscard]] int threads() const { return tiled() ? 32 * warps : 256; }
   [[nodiscard]] int rows() const { return 16 * row_blocks * warps; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
 };

@@ -81,6 +81,14 @@ const Device& current_device() {
   return device(ordinal);
 }
 
+int thread_device() {
+  CUcontext context = nullptr;
+  CUdevice ordinal = 0;
+  check(driver().cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+  if (context != nullptr) check(driver().cuCtxGetDevice(&ordinal), "cuCtxGetDevice");
+  return ordinal;
+}
+
 std::uint64_t current_context() {
   const Driver& d = driver();
   CUcontext context = nullptr;

@@ -29,6 +29,9 @@ struct Device {
 /// The device of this thread's context. Throws Unsupported when it has none (see ContextGuard).
 [[nodiscard]] const Device& current_device();
 
+/// The same as a number, 0 for a thread without a context.
+[[nodiscard]] int thread_device();
+
 /// A number that no two contexts of this process share, also not one after another.
 [[nodiscard]] std::uint64_t current_context();
 

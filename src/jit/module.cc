@@ -65,8 +65,9 @@ void refuse_capture(void* stream) {
     if (status == kNotCapturing) return;
   }
   throw Unsupported(
-      "a GPU kernel must be compiled, and the stream is being captured into a CUDA graph; call warmup with the same "
-      "problem, or run it once, before the capture begins");
+      "a GPU kernel must be compiled and loaded, and the stream is being captured into a CUDA graph; before the "
+      "capture "
+      "begins, call vicus::prepare (C++) or vicus.warmup (Python) for the same call, or make the call once");
 }
 
 void launch(const Kernel& kernel, Dim3 grid, int threads, int dynamic_shared_bytes, void* stream, const void* args,

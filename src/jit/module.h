@@ -54,20 +54,13 @@ class KernelCache {
   /// load_kernel and refuse_capture do.
   template <class MakeSource>
   const Kernel& get(const Key& key, void* stream, const MakeSource& make_source) {
-    const Place place{current_context(), key};
-    {
-      const std::shared_lock lock(mutex_);
-      const auto found = slots_.find(place);
-      if (found != slots_.end() && found->second.ready.load(std::memory_order_acquire)) return found->second.kernel;
-    }
-    Slot& slot = slot_of(place);
-    const std::lock_guard lock(slot.mutex);
-    if (!slot.ready.load(std::memory_order_relaxed)) {
-      refuse_capture(stream);
-      slot.kernel = load_kernel(make_source(key));
-      slot.ready.store(true, std::memory_order_release);
-    }
-    return slot.kernel;
+    return find_or_make(key, make_source, [stream] { refuse_capture(stream); });
+  }
+
+  /// The same whatever is being captured: loading is no work of a stream.
+  template <class MakeSource>
+  const Kernel& load(const Key& key, const MakeSource& make_source) {
+    return find_or_make(key, make_source, [] {});
   }
 
  private:
@@ -83,6 +76,24 @@ class KernelCache {
     std::atomic<bool> ready{false};
     Kernel kernel;
   };
+
+  template <class MakeSource, class Before>
+  const Kernel& find_or_make(const Key& key, const MakeSource& make_source, const Before& before) {
+    const Place place{current_context(), key};
+    {
+      const std::shared_lock lock(mutex_);
+      const auto found = slots_.find(place);
+      if (found != slots_.end() && found->second.ready.load(std::memory_order_acquire)) return found->second.kernel;
+    }
+    Slot& slot = slot_of(place);
+    const std::lock_guard lock(slot.mutex);
+    if (!slot.ready.load(std::memory_order_relaxed)) {
+      before();
+      slot.kernel = load_kernel(make_source(key));
+      slot.ready.store(true, std::memory_order_release);
+    }
+    return slot.kernel;
+  }
 
   Slot& slot_of(const Place& place) {
     const std::lock_guard lock(mutex_);

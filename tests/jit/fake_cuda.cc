@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <fstream>
+#include <iterator>
 
 using vicus::testing::FakeContext;
 using vicus::testing::FakeCuda;
@@ -16,12 +18,21 @@ struct Module {
 struct Function {
   std::string name;
 };
+struct Event {};
 
 FakeCuda state;
 std::deque<Module> modules;
 std::deque<Function> functions;
 thread_local std::vector<FakeContext*> stack;
 thread_local int capture_mode = 0;
+
+/// Needs the lock.
+void note(const std::string& event) {
+  state.events.push_back(event);
+  if (const char* const file = std::getenv("FAKE_CUDA_LOG"); file != nullptr) {
+    std::ofstream(file, std::ios::app) << event << std::endl;
+  }
+}
 
 /// The code with which `call` shall fail, or 0. The environment's word, "cuInit 100", is for other processes.
 int failing(const char* call) {
@@ -135,9 +146,9 @@ EXPORT cuFuncSetAttribute(Function*, int attribute, int value) {
   if (attribute == 8) state.dynamic_shared_bytes = value;
   return 0;
 }
-EXPORT cuFuncGetParamInfo(Function*, std::size_t index, std::size_t* offset, std::size_t* bytes) {
+EXPORT cuFuncGetParamInfo(Function* function, std::size_t index, std::size_t* offset, std::size_t* bytes) {
   *offset = 0;
-  *bytes = FakeCuda::kArgBytes;
+  *bytes = function->name == "attend" ? FakeCuda::kArgBytes : 0;
   return index == 0 ? 0 : 1;
 }
 EXPORT cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function*, int threads, std::size_t shared) {
@@ -149,6 +160,7 @@ EXPORT cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz,
   if (const int code = failing("cuLaunchKernel")) return code;
   if (by != 1 || bz != 1 || extra != nullptr) return 1;
   const std::lock_guard lock(state.mutex);
+  note("launch " + function->name + " " + std::to_string(bx));
   state.launches.push_back({function->name,
                             {gx, gy, gz},
                             bx,
@@ -165,13 +177,89 @@ EXPORT cuThreadExchangeStreamCaptureMode(int* mode) {
   std::swap(*mode, capture_mode);
   return 0;
 }
-// Memory has no stand-in: the symbols are there, as the driver is refused without them.
-EXPORT cuMemAllocAsync(unsigned long long*, std::size_t, void*) { return 801; }
-EXPORT cuMemFreeAsync(unsigned long long, void*) { return 801; }
-EXPORT cuMemsetD8Async(unsigned long long, unsigned char, std::size_t, void*) { return 801; }
+
+namespace {
+
+int allocate(unsigned long long* pointer, std::size_t bytes, const char* call) {
+  if (const int code = failing(call)) return code;
+  if (stack.empty()) return 201;
+  const std::lock_guard lock(state.mutex);
+  *pointer = reinterpret_cast<unsigned long long>(std::calloc(bytes, 1));
+  state.memory[*pointer] = {bytes, stack.back()->device};
+  note("allocate " + std::to_string(bytes));
+  return 0;
+}
+
+int release(unsigned long long pointer) {
+  const std::lock_guard lock(state.mutex);
+  if (state.memory.erase(pointer) == 0) return 1;
+  std::free(reinterpret_cast<void*>(pointer));
+  note("free");
+  return 0;
+}
+
+/// Whether `bytes` from `pointer` on are device memory. Needs the lock.
+bool holds(unsigned long long pointer, std::size_t bytes) {
+  auto next = state.memory.upper_bound(pointer);
+  if (next == state.memory.begin()) return false;
+  const auto& [begin, block] = *--next;
+  return pointer + bytes <= begin + block.first;
+}
+
+}  // namespace
+
+EXPORT cuMemAlloc_v2(unsigned long long* pointer, std::size_t bytes) {
+  return allocate(pointer, bytes, "cuMemAlloc_v2");
+}
+EXPORT cuMemFree_v2(unsigned long long pointer) { return release(pointer); }
+EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
+  return allocate(pointer, bytes, "cuMemAllocAsync");
+}
+EXPORT cuMemFreeAsync(unsigned long long pointer, void*) { return release(pointer); }
+EXPORT cuMemsetD8Async(unsigned long long pointer, unsigned char value, std::size_t bytes, void*) {
+  const std::lock_guard lock(state.mutex);
+  if (!holds(pointer, bytes)) return 1;
+  std::memset(reinterpret_cast<void*>(pointer), value, bytes);
+  note("clear " + std::to_string(bytes));
+  return 0;
+}
+EXPORT cuMemcpyHtoD_v2(unsigned long long to, const void* from, std::size_t bytes) {
+  const std::lock_guard lock(state.mutex);
+  if (!holds(to, bytes)) return 1;
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  note("to device " + std::to_string(bytes));
+  return 0;
+}
+EXPORT cuMemcpyDtoH_v2(void* to, unsigned long long from, std::size_t bytes) {
+  const std::lock_guard lock(state.mutex);
+  if (!holds(from, bytes)) return 1;
+  std::memcpy(to, reinterpret_cast<void*>(from), bytes);
+  note("to host " + std::to_string(bytes));
+  return 0;
+}
+EXPORT cuEventCreate(Event** event, unsigned) {
+  *event = new Event;
+  return 0;
+}
+EXPORT cuEventDestroy_v2(Event* event) {
+  delete event;
+  return 0;
+}
+EXPORT cuEventRecord(Event*, void*) { return failing("cuEventRecord"); }
+EXPORT cuEventSynchronize(Event*) { return failing("cuEventSynchronize"); }
+EXPORT cuEventElapsedTime(float* milliseconds, Event*, Event*) {
+  *milliseconds = 0.25F;
+  return 0;
+}
 EXPORT cuPointerGetAttribute(void* value, int attribute, unsigned long long pointer) {
-  if (attribute != 9 || pointer >= FakeCuda::kDevices) return 1;  // "device memory": addresses 0 and 1
-  *static_cast<int*>(value) = static_cast<int>(pointer);
+  const std::lock_guard lock(state.mutex);
+  if (attribute != 9) return 1;
+  if (pointer < FakeCuda::kDevices) {  // also "device memory": addresses 0 and 1
+    *static_cast<int*>(value) = static_cast<int>(pointer);
+    return 0;
+  }
+  if (!holds(pointer, 1)) return 1;
+  *static_cast<int*>(value) = std::prev(state.memory.upper_bound(pointer))->second.second;
   return 0;
 }
 

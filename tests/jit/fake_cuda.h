@@ -1,13 +1,18 @@
 // What the tests see of the driver that they bring along (fake_cuda.cc): its contexts, what it was asked for, and which
-// of its calls shall fail. Two devices, of sm_80 and sm_90.
+// of its calls shall fail. Two devices, of sm_80 and sm_90. Memory of the device is memory of the host, on the device of
+// the context that asked for it; kernels do nothing.
+//
+// Environment, for other processes: FAKE_CUDA_FAILS "cuInit 100"; FAKE_CUDA_LOG, a file that gets the events.
 #ifndef VICUS_TESTS_JIT_FAKE_CUDA_H_
 #define VICUS_TESTS_JIT_FAKE_CUDA_H_
 
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace vicus::testing {
@@ -26,7 +31,8 @@ struct FakeLaunch {
 
 struct FakeCuda {
   static constexpr int kDevices = 2;
-  static constexpr int kSharedBytes = 100000;  // per block; kernels have 100 static ones and one argument:
+  static constexpr int kSharedBytes = 100000;  // per block; kernels have 100 static ones
+  // and one argument, of a size that is known of kernels "attend" only:
   static constexpr std::size_t kArgBytes = 24;
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
@@ -35,6 +41,9 @@ struct FakeCuda {
   std::string failing_call;
   int failing_code = 0;
   std::vector<FakeLaunch> launches;
+  std::vector<std::string>
+      events;  // "launch NAME THREADS", "allocate BYTES", "free", "clear BYTES", "to device BYTES", ...
+  std::map<unsigned long long, std::pair<std::size_t, int>> memory;  // address: bytes, device
   std::array<FakeContext, kDevices> primary = {{{0, 101}, {1, 102}}};
 };
 

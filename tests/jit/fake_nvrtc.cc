@@ -63,7 +63,7 @@ EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* o
     program->log = "kernel.cu(1): error: #error directive";
     return 6;
   }
-  static const std::regex kernel("__global__ void (\\w+)");
+  static const std::regex kernel(R"(__global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+))");
   for (std::sregex_iterator it(program->text.begin(), program->text.end(), kernel), end; it != end; ++it) {
     program->log += "ptxas info    : Compiling entry function '" + (*it)[1].str() +
                     "' for 'sm_80'\nptxas         .     24 bytes stack frame, 8 bytes spill stores, 4 bytes spill "
