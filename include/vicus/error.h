@@ -16,8 +16,18 @@ class VICUS_API InvalidArgument : public std::invalid_argument {
       : std::invalid_argument(argument + " is " + got + "; allowed: " + allowed), argument_(std::move(argument)) {}
   /// Name of the offending argument, as the caller wrote it: "kernel_size[1]", "key.shape[3]".
   [[nodiscard]] const std::string& argument() const noexcept { return argument_; }
+  /// The same of an argument that is part of `whole`: "problems[2].heads".
+  [[nodiscard]] InvalidArgument within(const std::string& whole, const std::string& separator = ".") const {
+    const std::string text = what();
+    return {whole + separator + argument_, Rest{whole + separator + text}};
+  }
 
  private:
+  struct Rest {
+    std::string what;
+  };
+  InvalidArgument(std::string argument, const Rest& rest)
+      : std::invalid_argument(rest.what), argument_(std::move(argument)) {}
   std::string argument_;
 };
 

@@ -40,8 +40,9 @@ struct GpuRuntime {
   std::string driver_library, driver_version;
   std::vector<GpuDevice> devices;
 
-  std::string compiler_problem;  // why nothing can be compiled; empty: it can, and the next three hold
+  std::string compiler_problem;  // why nothing can be compiled; empty: it can, and the next four hold
   std::string compiler_library, compiler_version;
+  std::vector<int> compiler_architectures;  // 80, 86, 90, ...
   std::string compiler_found_in;  // "VICUS_NVRTC", "the process", "the Python packages", "CUDA_HOME", "the system"
 
   std::string cache_directory;  // of compiled kernels; empty: there is none

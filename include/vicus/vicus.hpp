@@ -3,6 +3,7 @@
 #define VICUS_VICUS_HPP_
 
 #include "vicus/attention.h"
+#include "vicus/compile.h"
 #include "vicus/error.h"
 #include "vicus/geometry.h"
 #include "vicus/info.h"

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "cli/attend.h"
+#include "cli/compile.h"
 #include "cli/denoise.h"
 #include "cli/format.h"
 #include "cli/info.h"
@@ -99,6 +100,7 @@ int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App&
       ->type_name("LEVEL");
   app.fallthrough();  // --log-level is understood after the subcommand, too
   add_attend(app, context);
+  add_compile(app, context);
   add_denoise(app, context);
   add_plan(app, context);
   add_profile(app, context);
@@ -115,7 +117,7 @@ int run_unguarded(int argc, const char* const* argv, Context& context, CLI::App&
     return kDone;
   }
   if (app.get_subcommands().empty()) {
-    throw InvalidArgument("command", "missing", "attend, denoise, plan, profile or info; see vicus --help");
+    throw InvalidArgument("command", "missing", "attend, compile, denoise, plan, profile or info; see vicus --help");
   }
   const Logging logging(context.err, log_level);
   if (context.action && !context.parse_only) context.action();

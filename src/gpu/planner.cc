@@ -132,11 +132,7 @@ class AxisSums {
 
 GpuTarget target_of(const PlanOptions& options) {
   if (options.gpu.major != 0) return options.gpu;
-  const jit::Device& device = jit::device(jit::thread_device());
-  return {.major = device.arch.major,
-          .minor = device.arch.minor,
-          .multiprocessors = device.multiprocessors,
-          .shared_bytes_per_block = device.shared_bytes_per_block};
+  return jit::target_of(jit::device(jit::thread_device()));
 }
 
 }  // namespace

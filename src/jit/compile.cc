@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/log.h"
@@ -87,7 +89,8 @@ void each_number(std::string_view log, std::string_view unit, const Use& use) {
   }
 }
 
-void read_log(CompileReport& report) {
+void read_log(CompileReport& report, std::string text) {
+  report.log = std::move(text);
   const std::string_view log = report.log;
   constexpr std::string_view kEntry = "Compiling entry function '";
   const std::size_t entry = log.find(kEntry);
@@ -112,8 +115,7 @@ std::string name_of(Arch arch) { return "sm_" + std::to_string(10 * arch.major +
 std::string cubin(const Source& source, Arch arch, CompileReport* report) {
   CompileReport made;
   const auto finish = [&](DiskCache::Entry entry) {
-    made.log = std::move(entry.log);
-    read_log(made);
+    read_log(made, std::move(entry.log));
     if (log_wanted(LogLevel::debug)) {
       log(LogLevel::debug, name_of(source) + " for " + name_of(arch) + ": " + std::to_string(made.registers) +
                                " registers, " +
@@ -134,18 +136,23 @@ std::string cubin(const Source& source, Arch arch, CompileReport* report) {
   return finish(user_cache().get(name, [&] { return job.run(compiler, made.seconds); }, made.from_cache));
 }
 
-void prebuild(const Source& source, Arch arch, const std::string& directory) {
+void require_compiler(Arch arch) {
   const Nvrtc& compiler = nvrtc();
-  if (compilable(compiler, arch, source.arch_specific) != arch) {
-    throw Unsupported("NVRTC " + compiler.version() + " (" + compiler.path() + ") does not compile for " +
-                      name_of(arch));
-  }
+  if (compilable(compiler, arch, false) == arch) return;
+  throw Unsupported("NVRTC " + compiler.version() + " (" + compiler.path() + ") does not compile for " + name_of(arch));
+}
+
+CompileReport prebuild(const Source& source, Arch arch, const std::string& directory) {
+  require_compiler(arch);
+  const Nvrtc& compiler = nvrtc();
   const Job job(source, arch);
   DiskCache cache(directory, std::numeric_limits<std::uint64_t>::max());
-  bool hit = false;
-  double seconds = 0;
-  static_cast<void>(cache.get(job.digest(), [&] { return job.run(compiler, seconds); }, hit));
-  if (!cache.find(job.digest())) throw std::runtime_error("cannot write compiled kernels to " + directory);
+  CompileReport made;
+  static_cast<void>(cache.get(job.digest(), [&] { return job.run(compiler, made.seconds); }, made.from_cache));
+  std::optional<DiskCache::Entry> entry = cache.find(job.digest());
+  if (!entry) throw std::runtime_error("cannot write compiled kernels to " + directory);
+  read_log(made, std::move(entry->log));
+  return made;
 }
 
 }  // namespace vicus::jit

@@ -27,13 +27,16 @@ struct CompileReport {
   std::string log;
 };
 
-/// The machine code of `source`: out of VICUS_PREBUILT_DIR, the user's cache, or the compiler. A compiler too old for `arch` compiles for the nearest before it of the same major
-/// version, which runs on it. Throws CompileError, or Unsupported where there is no compiler for it.
+/// The machine code of `source`: out of VICUS_PREBUILT_DIR, the user's cache, or the compiler. A compiler too old for
+/// `arch` compiles for the nearest before it of the same major version, which runs on it. Throws CompileError, or Unsupported where there is no compiler for it.
 [[nodiscard]] std::string cubin(const Source& source, Arch arch, CompileReport* report = nullptr);
+
+/// Throws Unsupported unless there is a compiler for exactly `arch`.
+void require_compiler(Arch arch);
 
 /// Compiles `source` into `directory`, for a VICUS_PREBUILT_DIR: a machine that has it there needs no compiler, or has
 /// another version. Throws as `cubin`, and std::runtime_error where the directory cannot be written.
-void prebuild(const Source& source, Arch arch, const std::string& directory);
+CompileReport prebuild(const Source& source, Arch arch, const std::string& directory);
 
 }  // namespace vicus::jit
 

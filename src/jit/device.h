@@ -6,6 +6,7 @@
 #include <string>
 
 #include "jit/compile.h"
+#include "vicus/plan.h"
 
 namespace vicus::jit {
 
@@ -17,6 +18,14 @@ struct Device {
   int shared_bytes_per_block = 0, shared_bytes_per_multiprocessor = 0;  // the most a kernel may ask for
   int l2_bytes = 0;
 };
+
+/// What a plan needs to know of it.
+[[nodiscard]] inline GpuTarget target_of(const Device& device) {
+  return {.major = device.arch.major,
+          .minor = device.arch.minor,
+          .multiprocessors = device.multiprocessors,
+          .shared_bytes_per_block = device.shared_bytes_per_block};
+}
 
 [[nodiscard]] int device_count();
 

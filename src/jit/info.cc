@@ -37,6 +37,7 @@ GpuRuntime gpu_runtime() {
     const jit::Nvrtc& compiler = jit::nvrtc();
     runtime.compiler_library = compiler.path();
     runtime.compiler_version = compiler.version();
+    runtime.compiler_architectures = compiler.architectures();
     runtime.compiler_found_in = compiler.found_in();
   });
   const jit::DiskCache& cache = jit::user_cache();

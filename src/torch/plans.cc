@@ -89,12 +89,8 @@ PlanOptions plan_options(const Place& place, std::span<const std::int64_t> optio
                         kBackwardTile = 10, kCount = 13;
   PlanOptions result;
   if (place.cuda) {
-    const jit::Device& device = jit::device(place.device);
     result.engine = Engine::sm80;
-    result.gpu = {.major = device.arch.major,
-                  .minor = device.arch.minor,
-                  .multiprocessors = device.multiprocessors,
-                  .shared_bytes_per_block = device.shared_bytes_per_block};
+    result.gpu = jit::target_of(jit::device(place.device));
   }
   if (options.empty()) return result;
   if (options.size() != kCount) {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from program import VICUS, neighborhood_mask, run, succeed
 
-COMMANDS = ["attend", "denoise", "plan", "profile", "info"]
+COMMANDS = ["attend", "compile", "denoise", "plan", "profile", "info"]
 
 
 def test_version():

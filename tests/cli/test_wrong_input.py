@@ -249,7 +249,7 @@ def test_profile_options(tmp_path, options, naming):
 @pytest.mark.parametrize(
     ("arguments", "naming"),
     [
-        ([], "attend, denoise, plan, profile or info"),
+        ([], "attend, compile, denoise, plan, profile or info"),
         (["attned"], "attned"),
         (["--nothing"], "--nothing"),
         (["info", "extra"], "extra"),

@@ -57,10 +57,11 @@ bool small_numbers(const std::string& argument) {
   return true;
 }
 
-/// Subcommands that only compute; profile measures and denoise reads the disk.
+/// Subcommands that only compute; profile measures, compile and denoise use the disk.
 bool may_run(const std::vector<std::string>& arguments) {
   for (const std::string& argument : arguments) {
-    if (argument == "profile" || argument == "denoise" || argument.starts_with("--threads")) return false;
+    if (argument == "profile" || argument == "compile" || argument == "denoise") return false;
+    if (argument.starts_with("--threads")) return false;
     if (!argument.ends_with(".npy") && !argument.ends_with(".safetensors") && !small_numbers(argument)) return false;
   }
   return true;

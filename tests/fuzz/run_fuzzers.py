@@ -53,6 +53,15 @@ def safetensors_seeds() -> list:
     ]
 
 
+def problems_seeds() -> list:
+    windows = {"kind": "neighborhood", "kernel_size": [3, 2], "stride": 1, "dilation": [1, 2], "is_causal": [0, 1]}
+    dense = {"kind": "dense", "keys": 4, "causal": "top-left", "window_left": 2, "key_lengths": [4, 3]}
+    a = {"dtype": "float16", "layout": [5, 6], "heads": 4, "heads_kv": 2, "head_dim": 8, "rpb": True, "mask": windows}
+    b = {"batch": 2, "layout": [4], "head_dim": 8, "scale": 0.5, "additional_tokens": 3, "mask": dense}
+    lines = [a, b, [a, {"engine": "cpu", "problem": b}]]
+    return [json.dumps(a).encode(), json.dumps(b, indent=1).encode(), "\n".join(map(json.dumps, lines)).encode()]
+
+
 def args_seeds() -> list:
     lines = [
         "--help",
@@ -99,6 +108,7 @@ def main() -> int:
     fuzzers = {
         "fuzz_npy": (npy_seeds(), ["-max_len=4096"]),
         "fuzz_safetensors": (safetensors_seeds(), ["-max_len=4096"]),
+        "fuzz_problems": (problems_seeds(), ["-max_len=2048"]),
         "fuzz_args": (args_seeds(), ["-max_len=512", f"-dict={HERE / 'args.dict'}"]),
     }
     good = [

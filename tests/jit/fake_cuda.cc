@@ -1,6 +1,7 @@
 // A libcuda without a GPU: the entry points that src/jit uses, and a record of the calls.
 #include "fake_cuda.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -123,12 +124,31 @@ EXPORT cuCtxPopCurrent_v2(FakeContext** context) {
   stack.pop_back();
   return 0;
 }
+namespace {
+
+/// A text, or an ELF file, which ends with its section headers.
+std::string image_at(const char* image) {
+  if (std::strncmp(image,
+                   "\x7f"
+                   "ELF",
+                   4) != 0)
+    return image;
+  std::uint64_t sections = 0;
+  std::uint16_t size = 0, count = 0;
+  std::memcpy(&sections, image + 40, sizeof(sections));
+  std::memcpy(&size, image + 58, sizeof(size));
+  std::memcpy(&count, image + 60, sizeof(count));
+  return {image, sections + std::uint64_t{size} * count};
+}
+
+}  // namespace
+
 EXPORT cuModuleLoadData(Module** module, const void* image) {
   if (const int code = failing("cuModuleLoadData")) return code;
   const std::lock_guard lock(state.mutex);
   ++state.loads;
   state.relaxed_loads += capture_mode == 2;
-  *module = &modules.emplace_back(Module{static_cast<const char*>(image)});
+  *module = &modules.emplace_back(Module{image_at(static_cast<const char*>(image))});
   return 0;
 }
 EXPORT cuModuleGetFunction(Function** function, Module* module, const char* name) {
