@@ -108,11 +108,22 @@ struct BackwardPlan {
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };
 
+/// How a kernel of engine sm80 multiplies.
+enum class GpuKernels : std::uint8_t {
+  tensor_cores,  ///< bfloat16 and float16 with float32 sums, head dims up to 256
+  plain,  ///< exact multiply-adds in float32, float64 for float64: every dtype and alignment, head dims up to 512
+};
+/// "tensor cores" or "plain".
+[[nodiscard]] VICUS_API std::string_view kernels_name(GpuKernels kernels) noexcept;
+
 /// A kernel of engine sm80: one block of threads per query tile, or per key tile where it sums gradients of keys.
 struct GpuKernelPlan {
+  GpuKernels family = GpuKernels::tensor_cores;
   QueryTile tile;
   std::array<int, 3> kv_tile{};   ///< keys per axis that are loaded together
-  int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows
+  int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows; without tensor cores 4 * thread_rows
+  int thread_rows = 0;            ///< plain
+  int depth = 0, wide = 0;        ///< plain: features of a first product and of a second one that are taken at a time
   int stages = 0;                 ///< tiles in flight
   int chunk = 16, splits = 1;     ///< backward: keys (queries) that become weights together; warps that share rows
   bool hold = true;               ///< backward: the block's own rows stay in registers
@@ -128,6 +139,7 @@ struct GpuPlan {
   /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
   /// a kernel of their own computes them.
   bool add_queries = false;
+  std::string reason;  ///< why not all kernels use tensor cores; empty where they do
   std::size_t backward_scratch_bytes = 0;
 };
 

@@ -17,7 +17,7 @@ struct CallSet {
   /// Whether forward calls write the logsumexp; empty: either.
   std::optional<bool> logsumexp = {};
   /// Whether the rows of all tensors of a call start at multiples of 16 bytes, as those of whole tensors do where head
-  /// dims are multiples of 8 elements; empty: either. Calls with other head dims count as unaligned whatever it says.
+  /// dims have a multiple of 16 bytes; empty: either. Calls with other head dims count as unaligned whatever it says.
   std::optional<bool> aligned = true;
   /// Of `rpb` or `attn_bias`; empty: that of the problem.
   std::optional<DType> bias_dtype = {};

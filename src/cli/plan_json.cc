@@ -69,6 +69,26 @@ Json to_json(const BackwardPlan& plan) {
           {"work", to_json(plan.work)}};
 }
 
+Json to_json(const GpuKernelPlan& plan) {
+  Json json = {{"family", kernels_name(plan.family)},
+               {"tile", to_json(plan.tile)},
+               {"kv_tile", plan.kv_tile},
+               {"warps", plan.warps},
+               {"stages", plan.stages},
+               {"blocks", plan.blocks},
+               {"blocks_per_multiprocessor", plan.blocks_per_multiprocessor},
+               {"shared_bytes", plan.shared_bytes},
+               {"work", to_json(plan.work)}};
+  if (plan.family == GpuKernels::plain) {
+    json["thread_rows"] = plan.thread_rows;
+    json["depth"] = plan.depth;
+    json["wide"] = plan.wide;
+  } else {
+    json["row_blocks"] = plan.row_blocks;
+  }
+  return json;
+}
+
 }  // namespace
 
 Json to_json(const Problem& problem) {
@@ -99,16 +119,12 @@ Json to_json(const Plan& plan) {
                {"forward_bytes", plan.forward_bytes},
                {"backward_bytes", plan.backward_bytes}};
   if (plan.engine == Engine::sm80) {
-    const GpuKernelPlan& f = plan.gpu.forward;
-    json["forward"] = {{"tile", to_json(f.tile)},
-                       {"kv_tile", f.kv_tile},
-                       {"warps", f.warps},
-                       {"row_blocks", f.row_blocks},
-                       {"stages", f.stages},
-                       {"blocks", f.blocks},
-                       {"blocks_per_multiprocessor", f.blocks_per_multiprocessor},
-                       {"shared_bytes", f.shared_bytes},
-                       {"work", to_json(f.work)}};
+    json["forward"] = to_json(plan.gpu.forward);
+    json["backward"] = {{"add_queries", plan.gpu.add_queries},
+                        {"scratch_bytes", plan.gpu.backward_scratch_bytes},
+                        {"keys", to_json(plan.gpu.backward_keys)}};
+    if (!plan.gpu.add_queries) json["backward"]["queries"] = to_json(plan.gpu.backward_queries);
+    json["without_tensor_cores"] = plan.gpu.reason;
   }
   if (plan.engine != Engine::cpu) return json;  // the fields below are those of the tiled engine
   json["forward"] = to_json(plan.forward);

@@ -46,6 +46,26 @@ std::string format(const char* pattern, Args... args) {
   return line.data();
 }
 
+std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
+  if (kernel.tile.rows == 0) return "";
+  return format("%-8s %s, query tile %s of %d heads, key tile %s, %d rows in %d warps, %d in flight\n", name,
+                std::string(kernels_name(kernel.family)).c_str(), extent_text(kernel.tile.extent, rank).c_str(),
+                kernel.tile.heads, extent_text(kernel.kv_tile, rank).c_str(), kernel.tile.rows, kernel.warps,
+                kernel.stages) +
+         format("         work ratio %.3f, %lld blocks, %d on a multiprocessor, %d bytes of shared memory\n",
+                kernel.work.ratio(), static_cast<long long>(kernel.blocks), kernel.blocks_per_multiprocessor,
+                kernel.shared_bytes);
+}
+
+std::string describe(const GpuPlan& plan, int rank) {
+  std::string text;
+  if (!plan.reason.empty()) text.append("kernels  ").append(plan.reason).append("\n");
+  return text + describe(plan.forward, "forward", rank) + describe(plan.backward_queries, "dq", rank) +
+         describe(plan.backward_keys, "dk, dv", rank) +
+         format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.backward_scratch_bytes) * 1e-6,
+                plan.add_queries ? ", dq summed by the kernel for keys" : "");
+}
+
 }  // namespace
 
 std::string_view engine_name(Engine engine) noexcept {
@@ -53,6 +73,10 @@ std::string_view engine_name(Engine engine) noexcept {
     if (e.engine == engine) return e.name;
   }
   return "unknown";
+}
+
+std::string_view kernels_name(GpuKernels kernels) noexcept {
+  return kernels == GpuKernels::plain ? "plain" : "tensor cores";
 }
 
 Engine parse_engine(std::string_view name, const std::string& argument) {
@@ -185,16 +209,7 @@ std::string describe(const Plan& plan) {
       format("backward %s, keys in %lld parts of at most %lld\n",
              plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
              static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
-  if (plan.engine == Engine::sm80) {
-    const GpuKernelPlan& g = plan.gpu.forward;
-    return text + format(
-                      "forward  query tile %s of %d heads in %d rows (%d warps), key tile %s, %d in flight, %d bytes "
-                      "of shared "
-                      "memory\n         work ratio %.3f, %lld blocks, %d on a multiprocessor\n",
-                      extent_text(g.tile.extent, rank).c_str(), g.tile.heads, g.tile.rows, g.warps,
-                      extent_text(g.kv_tile, rank).c_str(), g.stages, g.shared_bytes, g.work.ratio(),
-                      static_cast<long long>(g.blocks), g.blocks_per_multiprocessor);
-  }
+  if (plan.engine == Engine::sm80) return text + describe(plan.gpu, rank);
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=

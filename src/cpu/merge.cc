@@ -2,66 +2,29 @@
 //
 // Backward, with w_i = exp(lse_i - lse), o = sum w_i o_i, g = do . o:
 //   do_i = w_i do,   dlse_i = w_i (do . o_i - g + dlse)
-#include "vicus/merge.h"
+#include "core/merge.h"
 
-#include <array>
+#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
-#include <vector>
 
-#include "core/checks.h"
 #include "core/numbers.h"
 #include "cpu/parallel.h"
-#include "vicus/error.h"
 
-namespace vicus {
+namespace vicus::cpu {
 namespace {
 
-std::string part_name(std::string list, std::size_t part) {
-  list += '[';
-  list += std::to_string(part);
-  list += ']';
-  return list;
-}
-
-// The parts of one merge: row r of every tensor is (batch, tokens, head) r of the shape without features.
-class Parts {
+class Parts : public MergeParts {
  public:
-  Parts(std::span<const ConstTensorView> outputs, std::span<const ConstTensorView> logsumexps)
-      : outputs_(outputs), logsumexps_(logsumexps) {
-    if (outputs.empty()) throw InvalidArgument("outputs", "no part", "at least one");
-    if (logsumexps.size() != outputs.size()) {
-      throw InvalidArgument("logsumexps", std::to_string(logsumexps.size()) + " parts",
-                            "as many as outputs: " + std::to_string(outputs.size()));
-    }
-    require_present("outputs[0]", outputs[0]);
-    if (outputs[0].dims() < 4) {
-      throw InvalidArgument("outputs[0].shape", shape_text(outputs[0]),
-                            "[batch, 1 to 3 token axes, heads, head_dim_v]");
-    }
-    shape_.assign(outputs[0].shape().begin(), outputs[0].shape().end());
-    row_shape_.assign(shape_.begin(), shape_.end() - 1);
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
-      require_input(part_name("outputs", i), outputs[i], shape_, dtype());
-      require_logsumexp(part_name("logsumexps", i), logsumexps[i], row_shape_, dtype(), false);
-    }
-    for (const std::int64_t extent : row_shape_) rows_ *= extent;
-  }
-
-  [[nodiscard]] DType dtype() const { return outputs_[0].dtype(); }
-  [[nodiscard]] const std::vector<std::int64_t>& shape() const { return shape_; }
-  [[nodiscard]] const std::vector<std::int64_t>& row_shape() const { return row_shape_; }
-  [[nodiscard]] std::int64_t rows() const { return rows_; }
-  [[nodiscard]] std::int64_t width() const { return shape_.back(); }
-  [[nodiscard]] std::size_t count() const { return outputs_.size(); }
+  explicit Parts(const MergeParts& parts) : MergeParts(parts) {}
 
   // Offset of row `r` in a tensor of either shape.
   [[nodiscard]] std::int64_t offset(const TensorLayout& t, std::int64_t r) const {
+    const std::span<const std::int64_t> shape = row_shape();
     std::int64_t sum = 0;
-    for (std::size_t i = row_shape_.size(); i-- > 0;) {
-      sum += r % row_shape_[i] * t.stride(static_cast<int>(i));
-      r /= row_shape_[i];
+    for (std::size_t i = shape.size(); i-- > 0;) {
+      sum += r % shape[i] * t.stride(static_cast<int>(i));
+      r /= shape[i];
     }
     return sum;
   }
@@ -70,7 +33,7 @@ class Parts {
   double weights(std::int64_t r, double* weight) const {
     double top = -std::numeric_limits<double>::infinity();
     for (std::size_t i = 0; i < count(); ++i) {
-      weight[i] = load_element(logsumexps_[i].data(), logsumexps_[i].dtype(), offset(logsumexps_[i], r));
+      weight[i] = load_element(logsumexps[i].data(), logsumexps[i].dtype(), offset(logsumexps[i], r));
       if (std::isnan(weight[i]) || weight[i] > top) top = weight[i];
       if (std::isnan(top)) break;
     }
@@ -89,14 +52,8 @@ class Parts {
   }
 
   [[nodiscard]] double value(std::size_t part, std::int64_t row_offset, std::int64_t f) const {
-    return load_element(outputs_[part].data(), dtype(), row_offset + f);
+    return load_element(outputs[part].data(), dtype(), row_offset + f);
   }
-  [[nodiscard]] const ConstTensorView& output(std::size_t part) const { return outputs_[part]; }
-
- private:
-  std::span<const ConstTensorView> outputs_, logsumexps_;
-  std::vector<std::int64_t> shape_, row_shape_;
-  std::int64_t rows_ = 1;
 };
 
 // Rows in pieces, each with scratch for `doubles` numbers.
@@ -104,21 +61,15 @@ template <class EachRow>
 void for_each_row(const Parts& parts, std::size_t doubles, const EachRow& each) {
   constexpr std::int64_t kPiece = 256;
   const std::int64_t pieces = (parts.rows() + kPiece - 1) / kPiece;
-  cpu::parallel_tasks(cpu::max_threads(), pieces, doubles * sizeof(double),
-                      [&](std::int64_t piece, std::byte* scratch) {
-                        for (std::int64_t r = piece * kPiece; r < std::min((piece + 1) * kPiece, parts.rows()); ++r) {
-                          each(r, reinterpret_cast<double*>(scratch));
-                        }
-                      });
+  parallel_tasks(max_threads(), pieces, doubles * sizeof(double), [&](std::int64_t piece, std::byte* scratch) {
+    for (std::int64_t r = piece * kPiece; r < std::min((piece + 1) * kPiece, parts.rows()); ++r) {
+      each(r, reinterpret_cast<double*>(scratch));
+    }
+  });
 }
 
-}  // namespace
-
-void merge_forward(std::span<const ConstTensorView> outputs, std::span<const ConstTensorView> logsumexps,
-                   const TensorView& output, const TensorView& logsumexp) {
-  const Parts parts(outputs, logsumexps);
-  require_output("output", output, parts.shape(), parts.dtype());
-  if (logsumexp) require_logsumexp("logsumexp", logsumexp, parts.row_shape(), parts.dtype(), true);
+void forward(const MergeParts& merged, const TensorView& output, const TensorView& logsumexp, void* /*stream*/) {
+  const Parts parts(merged);
   const auto width = static_cast<std::size_t>(parts.width());
   for_each_row(parts, parts.count() + width, [&](std::int64_t r, double* weight) {
     double* const sum = weight + parts.count();
@@ -126,7 +77,7 @@ void merge_forward(std::span<const ConstTensorView> outputs, std::span<const Con
     std::fill_n(sum, width, 0.0);
     for (std::size_t i = 0; i < parts.count(); ++i) {
       if (weight[i] == 0) continue;  // whatever that output holds
-      const std::int64_t row = parts.offset(parts.output(i), r);
+      const std::int64_t row = parts.offset(parts.outputs[i], r);
       for (std::size_t f = 0; f < width; ++f) sum[f] += weight[i] * parts.value(i, row, static_cast<std::int64_t>(f));
     }
     const std::int64_t out = parts.offset(output, r);
@@ -137,28 +88,9 @@ void merge_forward(std::span<const ConstTensorView> outputs, std::span<const Con
   });
 }
 
-void merge_backward(std::span<const ConstTensorView> outputs, std::span<const ConstTensorView> logsumexps,
-                    const ConstTensorView& grad_output, const ConstTensorView& grad_logsumexp,
-                    std::span<const TensorView> grad_outputs, std::span<const TensorView> grad_logsumexps) {
-  const Parts parts(outputs, logsumexps);
-  require_input("grad_output", grad_output, parts.shape(), parts.dtype());
-  if (grad_logsumexp) require_logsumexp("grad_logsumexp", grad_logsumexp, parts.row_shape(), parts.dtype(), false);
-  const auto check_count = [&](const char* name, std::size_t got) {
-    if (got != 0 && got != parts.count()) {
-      throw InvalidArgument(name, std::to_string(got) + " parts",
-                            "none, or as many as outputs: " + std::to_string(parts.count()));
-    }
-  };
-  check_count("grad_outputs", grad_outputs.size());
-  check_count("grad_logsumexps", grad_logsumexps.size());
-  for (std::size_t i = 0; i < parts.count(); ++i) {
-    if (!grad_outputs.empty() && grad_outputs[i]) {
-      require_output(part_name("grad_outputs", i), grad_outputs[i], parts.shape(), parts.dtype());
-    }
-    if (!grad_logsumexps.empty() && grad_logsumexps[i]) {
-      require_logsumexp(part_name("grad_logsumexps", i), grad_logsumexps[i], parts.row_shape(), parts.dtype(), true);
-    }
-  }
+void backward(const MergeParts& merged, const ConstTensorView& grad_output, const ConstTensorView& grad_logsumexp,
+              const MergeGradients& gradients, void* /*stream*/) {
+  const Parts parts(merged);
   const std::int64_t width = parts.width();
   for_each_row(parts, 2 * parts.count(), [&](std::int64_t r, double* weight) {
     double* const dot = weight + parts.count();  // do . o_i
@@ -171,7 +103,7 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
     for (std::size_t i = 0; i < parts.count(); ++i) {
       dot[i] = 0;
       if (weight[i] == 0) continue;
-      const std::int64_t row = parts.offset(parts.output(i), r);
+      const std::int64_t row = parts.offset(parts.outputs[i], r);
       for (std::int64_t f = 0; f < width; ++f) dot[i] += grad(f) * parts.value(i, row, f);
       total += weight[i] * dot[i];
     }
@@ -180,18 +112,22 @@ void merge_backward(std::span<const ConstTensorView> outputs, std::span<const Co
                        : 0.0;
     for (std::size_t i = 0; i < parts.count(); ++i) {
       const double w = weight[i];
-      if (!grad_outputs.empty() && grad_outputs[i]) {
-        const std::int64_t row = parts.offset(grad_outputs[i], r);
+      if (!gradients.outputs.empty() && gradients.outputs[i]) {
+        const std::int64_t row = parts.offset(gradients.outputs[i], r);
         for (std::int64_t f = 0; f < width; ++f) {
-          store_element(grad_outputs[i].data(), parts.dtype(), row + f, w == 0 ? 0.0 : w * grad(f));
+          store_element(gradients.outputs[i].data(), parts.dtype(), row + f, w == 0 ? 0.0 : w * grad(f));
         }
       }
-      if (!grad_logsumexps.empty() && grad_logsumexps[i]) {
-        const TensorView& t = grad_logsumexps[i];
+      if (!gradients.logsumexps.empty() && gradients.logsumexps[i]) {
+        const TensorView& t = gradients.logsumexps[i];
         store_element(t.data(), t.dtype(), parts.offset(t, r), w == 0 ? 0.0 : w * (dot[i] - total + grad_lse));
       }
     }
   });
 }
 
-}  // namespace vicus
+}  // namespace
+
+const MergeEngine kMerge = {forward, backward};
+
+}  // namespace vicus::cpu

@@ -1,109 +1,21 @@
 // The unfused operators: loops over windows from geometry.h around the two list primitives. Scores go through memory by
 // definition, so these are bound by it; every output row has one owner, and sums run in one order.
-#include "vicus/unfused.h"
+#include "core/unfused.h"
 
-#include <algorithm>
-#include <limits>
-#include <string>
 #include <vector>
 
-#include "core/checks.h"
 #include "core/domain.h"
 #include "core/elements.h"
 #include "core/numbers.h"
 #include "cpu/layout.h"
 #include "cpu/lists.h"
 #include "cpu/parallel.h"
-#include "vicus/error.h"
 
-namespace vicus {
+namespace vicus::cpu {
 namespace {
 
 using geometry::Box;
 using geometry::Span;
-
-// [B, H, *X, D] seen as [B, *X, H, D], the order that row_map knows.
-TensorLayout heads_last(const TensorLayout& t) {
-  std::vector<std::int64_t> shape = {t.size(0)}, strides = {t.stride(0)};
-  for (int i = 2; i < t.dims() - 1; ++i) {
-    shape.push_back(t.size(i));
-    strides.push_back(t.stride(i));
-  }
-  for (const int i : {1, t.dims() - 1}) {
-    shape.push_back(t.size(i));
-    strides.push_back(t.stride(i));
-  }
-  return {shape, strides};
-}
-
-template <class Pointer>
-BasicTensorView<Pointer> heads_last(const BasicTensorView<Pointer>& t) {
-  if (!t) return {};
-  return {t.data(), t.dtype(), heads_last(static_cast<const TensorLayout&>(t))};
-}
-
-std::vector<std::int64_t> heads_first_shape(const Problem& p, std::int64_t heads, std::int64_t width) {
-  std::vector<std::int64_t> shape = {p.batch, heads};
-  for (int i = 0; i < p.rank(); ++i) shape.push_back(p.layout[i]);
-  shape.push_back(width);
-  return shape;
-}
-
-// The problem of heads-first tensors; `rows` [B, H, *X, ...] gives batch, heads and layout.
-Problem unfused_problem(const char* name, const ConstTensorView& rows, const char* keys_name,
-                        const ConstTensorView& keys, const Neighborhood& mask, const char* additional_name,
-                        const ConstTensorView& additional) {
-  for (const auto& [what, t] : {std::pair{name, rows}, std::pair{keys_name, keys}}) {
-    require_present(what, t);
-    if (t.dims() < 4 || t.dims() != rows.dims()) {
-      throw InvalidArgument(std::string(what) + ".shape", shape_text(t), "[batch, heads, 1 to 3 token axes, features]");
-    }
-  }
-  Problem p;
-  p.dtype = rows.dtype();
-  p.batch = rows.size(0);
-  p.heads = rows.size(1);
-  p.heads_kv = keys.size(1);
-  p.layout = AxisValues(rows.shape().subspan(2, static_cast<std::size_t>(rows.dims()) - 3));
-  p.head_dim = p.head_dim_v = keys.size(keys.dims() - 1);
-  if (p.heads_kv < 1) throw InvalidArgument(std::string(keys_name) + ".shape[1]", "0", ">= 1");
-  if (additional) {
-    if (additional.dims() != 4) {
-      throw InvalidArgument(std::string(additional_name) + ".shape", shape_text(additional),
-                            "[batch, heads, tokens, features]");
-    }
-    p.additional_tokens = additional.size(2);
-  }
-  p.mask = mask;
-  return validate(std::move(p));
-}
-
-// One query of one head, and what it is paired with.
-struct Slots {
-  explicit Slots(const Problem& problem) {
-    if (problem.dense())
-      throw InvalidArgument("problem", "dense", "neighborhood attention: scores have a slot per window key");
-    const auto& window = std::get<Neighborhood>(problem.mask).kernel_size;
-    for (int i = 0; i < problem.rank(); ++i)
-      extent[static_cast<std::size_t>(geometry::kRank - problem.rank() + i)] = window[i];
-    std::int64_t slots = problem.additional_tokens;  // with the other dimensions of the scores
-    bool fits = !__builtin_mul_overflow(extent[0], extent[1], &window_slots) &&
-                !__builtin_mul_overflow(window_slots, extent[2], &window_slots) &&
-                !__builtin_add_overflow(slots, window_slots, &slots);
-    for (const std::int64_t factor : {problem.batch, problem.heads, problem.queries()}) {
-      fits = fits && !__builtin_mul_overflow(slots, std::max<std::int64_t>(factor, 1), &slots);
-    }
-    if (!fits) throw InvalidArgument("kernel_size", window.text(), "scores of fewer than 2^63 elements");
-  }
-
-  // Slot of the key at `k` in the window that begins at `begin`.
-  [[nodiscard]] std::int64_t slot(const Position& k, const Position& begin) const {
-    return ((k[0] - begin[0]) * extent[1] + k[1] - begin[1]) * extent[2] + k[2] - begin[2];
-  }
-
-  std::array<std::int64_t, 3> extent{1, 1, 1};
-  std::int64_t window_slots = 1;
-};
 
 Box window_of(const Cell& cell, const Position& q) {
   return {{geometry::window(cell.grid.axis[0], q[0]), geometry::window(cell.grid.axis[1], q[1]),
@@ -131,8 +43,7 @@ void* element(const TensorView& t, std::int64_t offset) {
 // Growing lists of one task: rows and their weights.
 struct Lists {
   explicit Lists(const Problem& p, std::int64_t width)
-      : double_weights(p.dtype == DType::float64),
-        sums(cpu::round_up(static_cast<std::size_t>(width), cpu::kPad) * 8) {}
+      : double_weights(p.dtype == DType::float64), sums(round_up(static_cast<std::size_t>(width), kPad) * 8) {}
 
   void clear() {
     rows.clear();
@@ -157,7 +68,7 @@ struct Lists {
     return double_weights ? double_weight[i] : static_cast<double>(float_weight[i]);
   }
   void sum(DType dtype, int width, void* out) {
-    cpu::sum_list(dtype, rows.data(), weights(), count(), width, sums.data(), out);
+    sum_list(dtype, rows.data(), weights(), count(), width, sums.data(), out);
   }
 
   bool double_weights;
@@ -173,7 +84,7 @@ template <class Each>
 void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, const Each& each) {
   constexpr int kSlices = 16;
   const Domain domain(p);
-  cpu::parallel_tasks(cpu::max_threads(), domain.size() * heads * kSlices, 0, [&](std::int64_t task, std::byte*) {
+  parallel_tasks(max_threads(), domain.size() * heads * kSlices, 0, [&](std::int64_t task, std::byte*) {
     const Cell cell = domain.cell(task / kSlices / heads);
     Box slice = {{{0, cell.grid.axis[0].queries}, {0, cell.grid.axis[1].queries}, {0, cell.grid.axis[2].queries}}};
     Span* longest = &slice.axis[2];
@@ -187,15 +98,7 @@ void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, cons
   });
 }
 
-// Dot products of a query row with all its keys, into the slots of `scores`: qk forward, and dA of av backward.
-// `unused` fills the slots without a key.
-struct ScoreRows {
-  ConstTensorView rows, keys, additional, rpb;  // heads last, but rpb
-  TensorView scores;
-  double unused;
-};
-
-void write_scores(const Problem& p, const ScoreRows& s) {
+void write_scores(const Problem& p, const ScoreRows& s, void* /*stream*/) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const RpbMap rpb = p.rpb ? rpb_map(s.rpb, p) : RpbMap{};
@@ -212,8 +115,8 @@ void write_scores(const Problem& p, const ScoreRows& s) {
     for (int t = 0; t < p.additional_tokens; ++t) {
       lists.add(element(s.additional, additional_row_map(s.additional, cell.batch).row({0, 0, t}, head / group)), 0);
     }
-    cpu::dot_list(p.dtype, element(s.rows, row_map(s.rows, p, cell, 0).row(q, head)), lists.rows.data(), lists.count(),
-                  width, lists.results());
+    dot_list(p.dtype, element(s.rows, row_map(s.rows, p, cell, 0).row(q, head)), lists.rows.data(), lists.count(),
+             width, lists.results());
     if (window.volume() < slots.window_slots) {
       for (std::int64_t slot = 0; slot < slots.window_slots; ++slot) put(slot, s.unused);
     }
@@ -229,7 +132,7 @@ void write_scores(const Problem& p, const ScoreRows& s) {
 
 // Sums of key rows by the scores of a query: av forward, and dq of qk backward.
 void sum_to_queries(const Problem& p, const ConstTensorView& scores, const ConstTensorView& keys,
-                    const ConstTensorView& additional, const TensorView& out) {
+                    const ConstTensorView& additional, const TensorView& out, void* /*stream*/) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(keys.size(keys.dims() - 1));
@@ -251,7 +154,8 @@ void sum_to_queries(const Problem& p, const ConstTensorView& scores, const Const
 }
 
 // Sums of query rows by the scores a key has with them: dk of qk backward, and dv of av backward.
-void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out) {
+void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out,
+                 void* /*stream*/) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(rows.size(rows.dims() - 1));
@@ -273,13 +177,13 @@ void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTen
 
 // The same for the additional tokens, which every query of the batch entry sees.
 void sum_to_additional(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows,
-                       const TensorView& out) {
+                       const TensorView& out, void* /*stream*/) {
   const Slots slots(p);
   const Domain domain(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(rows.size(rows.dims() - 1));
   const std::int64_t tokens = p.additional_tokens;
-  cpu::parallel_tasks(cpu::max_threads(), p.batch * p.heads_kv * tokens, 0, [&](std::int64_t task, std::byte*) {
+  parallel_tasks(max_threads(), p.batch * p.heads_kv * tokens, 0, [&](std::int64_t task, std::byte*) {
     const std::int64_t token = task % tokens, kv_head = task / tokens % p.heads_kv, batch = task / tokens / p.heads_kv;
     Lists lists(p, width);
     const auto [first, last] = domain.cells_of(batch);
@@ -302,12 +206,12 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
 }
 
 // Gradient of rpb: one task per head, summed in float64.
-void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorView& out) {
+void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorView& out, void* /*stream*/) {
   const Slots slots(p);
   const Domain domain(p);
   const TensorLayout table(p.rpb_shape());
   const RpbMap map = rpb_map(table, p);
-  cpu::parallel_tasks(cpu::max_threads(), p.heads, 0, [&](std::int64_t head, std::byte*) {
+  parallel_tasks(max_threads(), p.heads, 0, [&](std::int64_t head, std::byte*) {
     std::vector<double> sums(static_cast<std::size_t>(table.stride(0)), 0.0);
     for (std::int64_t i = 0; i < domain.size(); ++i) {
       const Cell cell = domain.cell(i);
@@ -328,96 +232,8 @@ void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorVie
   });
 }
 
-void check_additional(const char* name, const Problem& p, const ConstTensorView& t) {
-  if (t) require_input(name, t, std::vector{p.batch, p.heads_kv, p.additional_tokens, p.head_dim}, p.dtype);
-}
-
 }  // namespace
 
-std::int64_t score_slots(const Problem& problem) { return Slots(problem).window_slots + problem.additional_tokens; }
+const UnfusedEngine kUnfused = {write_scores, sum_to_queries, sum_to_keys, sum_to_additional, sum_to_rpb};
 
-void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
-                const TensorView& scores, const ConstTensorView& additional_keys, const ConstTensorView& rpb) {
-  Problem p = unfused_problem("query", query, "key", key, mask, "additional_keys", additional_keys);
-  require_input("query", query, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  require_input("key", key, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
-  check_additional("additional_keys", p, additional_keys);
-  if (rpb) {
-    p.rpb = true;
-    require_shape("rpb", rpb, p.rpb_shape());
-    require_dtype("rpb", rpb, std::array{p.dtype, DType::float32, DType::float64});
-  }
-  require_output("scores", scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  write_scores(p, {heads_last(query), heads_last(key), heads_last(additional_keys), rpb, heads_last(scores),
-                   -std::numeric_limits<double>::infinity()});
-}
-
-void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
-                 const ConstTensorView& grad_scores, const QkGradients& gradients,
-                 const ConstTensorView& additional_keys) {
-  Problem p = unfused_problem("query", query, "key", key, mask, "additional_keys", additional_keys);
-  require_input("query", query, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  require_input("key", key, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
-  check_additional("additional_keys", p, additional_keys);
-  require_input("grad_scores", grad_scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  if (gradients.query) require_output("grad_query", gradients.query, query.shape(), p.dtype);
-  if (gradients.key) require_output("grad_key", gradients.key, key.shape(), p.dtype);
-  if (gradients.additional_keys) {
-    require_present("additional_keys", additional_keys);
-    require_output("grad_additional_keys", gradients.additional_keys, additional_keys.shape(), p.dtype);
-  }
-  if (gradients.rpb) {
-    require_shape("grad_rpb", gradients.rpb, p.rpb_shape());
-    require_dtype("grad_rpb", gradients.rpb, std::array{p.dtype, DType::float32, DType::float64});
-    require_distinct("grad_rpb", gradients.rpb);
-  }
-  const ConstTensorView grads = heads_last(grad_scores);
-  if (gradients.query) {
-    sum_to_queries(p, grads, heads_last(key), heads_last(additional_keys), heads_last(gradients.query));
-  }
-  if (gradients.key) sum_to_keys(p, grads, heads_last(query), heads_last(gradients.key));
-  if (gradients.additional_keys) {
-    sum_to_additional(p, grads, heads_last(query), heads_last(gradients.additional_keys));
-  }
-  if (gradients.rpb) sum_to_rpb(p, grads, gradients.rpb);
-}
-
-void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
-                const TensorView& output, const ConstTensorView& additional_values) {
-  const Problem p = unfused_problem("scores", scores, "value", value, mask, "additional_values", additional_values);
-  require_input("scores", scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  require_input("value", value, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
-  check_additional("additional_values", p, additional_values);
-  require_output("output", output, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  sum_to_queries(p, heads_last(scores), heads_last(value), heads_last(additional_values), heads_last(output));
-}
-
-void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
-                 const ConstTensorView& grad_output, const AvGradients& gradients,
-                 const ConstTensorView& additional_values) {
-  const Problem p = unfused_problem("scores", scores, "value", value, mask, "additional_values", additional_values);
-  require_input("scores", scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  require_input("value", value, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
-  check_additional("additional_values", p, additional_values);
-  require_input("grad_output", grad_output, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  if (gradients.scores) require_output("grad_scores", gradients.scores, scores.shape(), p.dtype);
-  if (gradients.value) require_output("grad_value", gradients.value, value.shape(), p.dtype);
-  if (gradients.additional_values) {
-    require_present("additional_values", additional_values);
-    require_output("grad_additional_values", gradients.additional_values, additional_values.shape(), p.dtype);
-  }
-  if (gradients.scores) {
-    write_scores(p, {heads_last(grad_output),
-                     heads_last(value),
-                     heads_last(additional_values),
-                     {},
-                     heads_last(gradients.scores),
-                     0.0});
-  }
-  if (gradients.value) sum_to_keys(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.value));
-  if (gradients.additional_values) {
-    sum_to_additional(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.additional_values));
-  }
-}
-
-}  // namespace vicus
+}  // namespace vicus::cpu

@@ -3,49 +3,20 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <initializer_list>
-#include <limits>
 #include <numbers>
+#include <string>
 
 #include "core/domain.h"
 #include "gpu/args.h"
 #include "gpu/kernels.h"
+#include "gpu/launch.h"
+#include "gpu/plain_args.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
-#include "jit/driver.h"
-#include "jit/module.h"
 #include "vicus/error.h"
 
 namespace vicus::gpu {
 namespace {
-
-// Token axes of a tensor [B, *X, H, ...] trail in three.
-Rows rows_of(const ConstTensorView& t, int rank) {
-  Rows rows;
-  if (!t) return rows;
-  rows.data = const_cast<void*>(t.data());
-  rows.batch = t.stride(0);
-  rows.head = t.stride(1 + rank);
-  for (int i = 0; i < rank; ++i) rows.token[3 - rank + i] = t.stride(1 + i);
-  return rows;
-}
-
-// Rows of 16-bit elements start at multiples of 16 bytes.
-bool aligned(const ConstTensorView& t) {
-  if (!t) return true;
-  constexpr std::int64_t kElements = 8;
-  bool all = reinterpret_cast<std::uintptr_t>(t.data()) % 16 == 0 && t.size(t.dims() - 1) % kElements == 0;
-  for (int i = 0; i + 1 < t.dims(); ++i) all = all && t.stride(i) % kElements == 0;
-  return all;
-}
-
-Bias relative_bias_of(const ConstTensorView& table, int rank) {
-  Bias bias;
-  bias.data = const_cast<void*>(table.data());
-  bias.head = table.stride(0);
-  for (int i = 0; i < rank; ++i) bias.axis[3 - rank + i] = table.stride(1 + i);
-  return bias;
-}
 
 Bias bias_of(const Problem& p, const AttentionInputs& in) {
   if (p.rpb) return relative_bias_of(in.rpb, p.rank());
@@ -60,46 +31,8 @@ Bias bias_of(const Problem& p, const AttentionInputs& in) {
   return bias;
 }
 
-jit::KernelCache<Spec>& kernel_cache() {
-  static jit::KernelCache<Spec> cache;
-  return cache;
-}
-
-/// The kernels of a call, loaded: all of them before the first is launched, so that what cannot be compiled or may not be
-/// compiled now (a stream under capture) fails before anything is written.
-class Loaded {
- public:
-  Loaded(const Kernels& kernels, void* stream) : kernels_(kernels), stream_(stream) {
-    for (std::size_t i = 0; i < kernels_.size(); ++i) {
-      loaded_.at(i) = &kernel_cache().get(kernels_.begin()[i], stream, source_of);
-    }
-  }
-
-  [[nodiscard]] const Kernels& specs() const { return kernels_; }
-
-  template <class Args>
-  void launch(const Spec& spec, std::int64_t blocks, const Args& args) const {
-    if (blocks == 0) return;
-    if (blocks > std::numeric_limits<int>::max()) {
-      throw Unsupported("engine sm80 launches at most 2147483647 blocks, the problem has " + std::to_string(blocks));
-    }
-    const jit::Kernel& kernel = *loaded_.at(static_cast<std::size_t>(&spec - kernels_.begin()));
-    jit::launch(kernel, {.x = static_cast<unsigned>(blocks)}, spec.threads(), shared_bytes(spec), stream_, &args,
-                sizeof(args));
-  }
-
- private:
-  Kernels kernels_;
-  std::array<const jit::Kernel*, Kernels::kMost> loaded_{};
-  void* stream_;
-};
-
 DType bias_type_of(const Problem& p, const AttentionInputs& in) {
   return p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
-}
-
-bool aligned(std::initializer_list<ConstTensorView> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const ConstTensorView& t) { return aligned(t); });
 }
 
 void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in) {
@@ -119,7 +52,8 @@ void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in) {
   for (int i = 0; i < rank; ++i) {
     const int a = 3 - rank + i;
     args.len[a] = static_cast<int>(p.layout[i]);
-    args.work.classes[a] = mask == nullptr ? 1 : static_cast<int>(std::min(mask->dilation[i], p.layout[i]));
+    args.work.classes[a] =
+        mask == nullptr ? 1 : static_cast<int>(std::clamp<std::int64_t>(p.layout[i], 1, mask->dilation[i]));
   }
 }
 
@@ -142,32 +76,7 @@ int head_blocks(const ForwardArgs& args, const Spec& spec) {
   return args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
 }
 
-/// Memory of the stream's device, given back in the order of the stream.
-class Scratch {
- public:
-  Scratch(std::size_t bytes, void* stream) : stream_(static_cast<jit::CUstream>(stream)) {
-    if (bytes > 0)
-      jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, stream_), "cuMemAllocAsync", "taking scratch");
-  }
-  ~Scratch() {
-    if (data_ != 0) jit::driver().cuMemFreeAsync(data_, stream_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  void clear(std::size_t bytes) {
-    jit::check(jit::driver().cuMemsetD8Async(data_, 0, bytes, stream_), "cuMemsetD8Async", "clearing scratch");
-  }
-  [[nodiscard]] void* data() const {
-    return reinterpret_cast<void*>(data_);  // NOLINT(performance-no-int-to-ptr): the driver's addresses are integers
-  }
-
- private:
-  jit::CUstream stream_;
-  jit::CUdeviceptr data_ = 0;
-};
-
-// A contiguous float32 tensor [B, *X, H, width].
+// A contiguous tensor [B, *X, H, width].
 Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
   Rows rows;
   rows.data = data;
@@ -179,6 +88,127 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
   }
   rows.batch = step;
   return rows;
+}
+
+std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
+  args.work.head_blocks = head_blocks(args, spec);
+  return cut(args.work, args.len, spec.tile_q) * args.work.head_blocks * cells_of(args, p.batch);
+}
+
+// Tiles of keys; `work` has the residue classes.
+std::int64_t key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, const Spec& spec) {
+  const int dense_keys[3] = {1, 1, args.keys};
+  work.head_blocks = args.heads_kv;
+  return cut(work, p.dense() ? dense_keys : args.len, spec.tile_kv) * args.heads_kv * cells_of(args, p.batch);
+}
+
+void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in, const AttentionGradInputs& grads) {
+  fill(args, p, in);
+  args.output = rows_of(grads.output, p.rank());
+  args.logsumexp = rows_of(grads.logsumexp, p.rank());
+}
+
+// Gradients in either kind of arguments.
+template <class Args>
+void fill(Args& args, const Problem& p, const AttentionGradInputs& grads, const AttentionGradients& out) {
+  const int rank = p.rank();
+  args.grad_output = rows_of(grads.grad_output, rank);
+  args.grad_logsumexp = rows_of(grads.grad_logsumexp, rank);
+  args.grad_query = rows_of(out.query, rank);
+  args.grad_key = rows_of(out.key, rank);
+  args.grad_value = rows_of(out.value, rank);
+  args.grad_additional_keys = rows_of(out.additional_keys, 1);
+  args.grad_additional_values = rows_of(out.additional_values, 1);
+  args.grad_bias = relative_bias_of(out.rpb, rank);
+  args.batch = static_cast<int>(p.batch);
+}
+
+std::int64_t blocks_for(std::int64_t work, std::int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; }
+
+constexpr int kDeltaLanes = 8;  // of a row, in the kernels for delta
+
+// The grid of one backward kernel; sets the work that they share.
+Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
+  const std::int64_t rows = p.batch * p.queries() * p.heads;
+  switch (s.kernel) {
+    case Kernel::delta:
+      return blocks_for(rows, s.threads() / kDeltaLanes);
+    case Kernel::queries:
+      return tiles_of(p, args, s);
+    case Kernel::keys:
+      return key_tiles_of(p, args, args.work, s);
+    case Kernel::additional:
+      args.work.head_blocks = args.heads_kv;
+      args.work.tiles[0] = args.work.tiles[1] = 1;
+      args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
+      return args.work.tiles[2] * p.heads_kv * p.batch;
+    case Kernel::convert:
+      return blocks_for(rows * padded(p.head_dim) / 2, s.threads());
+    case Kernel::bias:
+      return grad_bias.numel();
+    default:
+      return 0;
+  }
+}
+
+Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
+  const std::int64_t rows = p.queries() * p.heads;  // of a batch entry
+  const auto slices = [&](std::int64_t width) { return geometry::ceil_div(static_cast<int>(width), s.wide); };
+  switch (s.kernel) {
+    case Kernel::plain_delta:
+      require_countable("queries times heads", rows);
+      return {blocks_for(rows, s.threads() / kDeltaLanes), std::min(p.batch, kMostGridY)};
+    case Kernel::plain_queries:
+      return {tiles_of(p, args.forward, s), slices(p.head_dim)};
+    case Kernel::plain_keys:
+      return {key_tiles_of(p, args.forward, args.key_work, s), slices(std::max(p.head_dim, p.head_dim_v))};
+    case Kernel::plain_additional:
+      return {blocks_for(args.forward.additional, s.keys()) * p.heads_kv * p.batch,
+              slices(std::max(p.head_dim, p.head_dim_v))};
+    case Kernel::plain_bias:
+      return grad_bias.numel();
+    default:
+      return 0;
+  }
+}
+
+void backward_plain(const Loaded& kernels, const Plan& plan, const AttentionInputs& in,
+                    const AttentionGradInputs& grads, const AttentionGradients& out, void* stream) {
+  const Problem& p = plan.problem;
+  PlainBackwardArgs args;
+  fill(args.forward, p, in, grads);
+  fill(args, p, grads, out);
+  args.scale = p.effective_scale();
+  args.scale_log2 = args.scale * std::numbers::log2e;
+  args.key_work = args.forward.work;
+  args.cells = static_cast<int>(cells_of(args.forward, p.batch));
+  const Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
+  args.delta = scratch_rows(p, scratch.data(), 1);
+  for (const Spec& spec : kernels.specs()) {
+    const Grid grid = grid_of(spec, args, p, out.rpb);
+    kernels.launch(spec, grid, args);
+  }
+}
+
+void backward_tensor_cores(const Loaded& kernels, const Plan& plan, const AttentionInputs& in,
+                           const AttentionGradInputs& grads, const AttentionGradients& out, void* stream) {
+  const Problem& p = plan.problem;
+  BackwardArgs args;
+  fill(args, p, in, grads);
+  fill(args, p, grads, out);
+  args.sequences = args.batch;
+  constexpr std::int64_t kStatistics = 2;
+  Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
+  args.statistics = scratch_rows(p, scratch.data(), kStatistics);
+  if (plan.gpu.add_queries) {
+    const std::int64_t rows = p.batch * p.queries() * p.heads;
+    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, padded(p.head_dim));
+    scratch.clear(plan.gpu.backward_scratch_bytes);
+  }
+  for (const Spec& spec : kernels.specs()) {
+    const Grid grid = grid_of(spec, args, p, out.rpb);
+    kernels.launch(spec, grid, args);
+  }
 }
 
 }  // namespace
@@ -193,48 +223,18 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
       kernels_of(plan, Call{.logsumexp = logsumexp.present(), .vectors = vectors, .bias_type = bias_type_of(p, in)}),
       stream);
   const Spec& spec = *kernels.specs().begin();
-  ForwardArgs args;
-  fill(args, p, in);
-  args.output = rows_of(output, p.rank());
-  args.logsumexp = rows_of(logsumexp, p.rank());
-  args.work.head_blocks = head_blocks(args, spec);
-  const std::int64_t blocks = cut(args.work, args.len, spec.tile_q) * args.work.head_blocks * cells_of(args, p.batch);
-  kernels.launch(spec, blocks, args);
-}
-
-namespace {
-
-/// Blocks of one backward kernel; sets the work that they share.
-std::int64_t backward_blocks(const Spec& s, BackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
-  const std::int64_t rows = p.batch * p.queries() * p.heads, cells = cells_of(args, p.batch);
-  const auto each = [](std::int64_t work, std::int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; };
-  switch (s.kernel) {
-    case Kernel::delta:
-      return each(rows, s.threads() / 8);
-    case Kernel::queries:
-      args.work.head_blocks = head_blocks(args, s);
-      return cut(args.work, args.len, s.tile_q) * args.work.head_blocks * cells;
-    case Kernel::keys: {
-      const int dense_keys[3] = {1, 1, args.keys};
-      args.work.head_blocks = args.heads_kv;
-      return cut(args.work, p.dense() ? dense_keys : args.len, s.tile_kv) * args.heads_kv * cells;
-    }
-    case Kernel::additional:
-      args.work.head_blocks = args.heads_kv;
-      args.work.tiles[0] = args.work.tiles[1] = 1;
-      args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
-      return args.work.tiles[2] * p.heads_kv * p.batch;
-    case Kernel::convert:
-      return each(rows * padded(p.head_dim) / 2, s.threads());
-    case Kernel::bias:
-      return grad_bias.numel();
-    case Kernel::forward:
-      break;
+  PlainForwardArgs args;
+  fill(args.forward, p, in);
+  args.scale_log2 = p.effective_scale() * std::numbers::log2e;
+  args.forward.output = rows_of(output, p.rank());
+  args.forward.logsumexp = rows_of(logsumexp, p.rank());
+  const std::int64_t blocks = tiles_of(p, args.forward, spec);
+  if (spec.kernel == Kernel::plain_forward) {
+    kernels.launch(spec, {blocks, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
+  } else {
+    kernels.launch(spec, blocks, args.forward);
   }
-  return 0;
 }
-
-}  // namespace
 
 void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradInputs& grads,
               const AttentionGradients& out, void* stream) {
@@ -252,33 +252,8 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
                                              .grad_additional = out.additional_keys || out.additional_values,
                                              .grad_bias = out.rpb.present()}),
                        stream);
-  const int rank = p.rank();
-  BackwardArgs args;
-  fill(args, p, in);
-  args.output = rows_of(grads.output, rank);
-  args.logsumexp = rows_of(grads.logsumexp, rank);
-  args.grad_output = rows_of(grads.grad_output, rank);
-  args.grad_logsumexp = rows_of(grads.grad_logsumexp, rank);
-  args.grad_query = rows_of(out.query, rank);
-  args.grad_key = rows_of(out.key, rank);
-  args.grad_value = rows_of(out.value, rank);
-  args.grad_additional_keys = rows_of(out.additional_keys, 1);
-  args.grad_additional_values = rows_of(out.additional_values, 1);
-  if (out.rpb) args.grad_bias = relative_bias_of(out.rpb, rank);
-  args.batch = args.sequences = static_cast<int>(p.batch);
-
-  constexpr std::int64_t kStatistics = 2;
-  Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
-  args.statistics = scratch_rows(p, scratch.data(), kStatistics);
-  if (plan.gpu.add_queries) {
-    const std::int64_t rows = p.batch * p.queries() * p.heads;
-    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, padded(p.head_dim));
-    scratch.clear(plan.gpu.backward_scratch_bytes);
-  }
-  for (const Spec& spec : kernels.specs()) {
-    const std::int64_t blocks = backward_blocks(spec, args, p, out.rpb);
-    kernels.launch(spec, blocks, args);
-  }
+  const bool plain = plan.gpu.backward_keys.family == GpuKernels::plain;
+  (plain ? backward_plain : backward_tensor_cores)(kernels, plan, in, grads, out, stream);
 }
 
 void prepare(const Plan& plan, const CallSet& calls, int device) {

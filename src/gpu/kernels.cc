@@ -4,9 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "gpu/planner.h"
-#include "vicus/error.h"
-
 namespace vicus::gpu {
 
 Kernels kernels_of(const Plan& plan, const Call& call) {
@@ -17,11 +14,16 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     list.add(spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type));
   };
   if (!call.backward) {
-    add(Kernel::forward);
+    add(g.forward.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
     return list;
   }
-  if (g.backward_keys.tile.rows == 0 || (!g.add_queries && g.backward_queries.tile.rows == 0)) {
-    throw Unsupported("backward: " + no_tile(plan));
+  if (g.backward_keys.family == GpuKernels::plain) {
+    add(Kernel::plain_delta);
+    if (call.grad_query) add(Kernel::plain_queries);
+    if (call.grad_keys) add(Kernel::plain_keys);
+    if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::plain_additional);
+    if (p.rpb && call.grad_bias) add(Kernel::plain_bias);
+    return list;
   }
   const bool summed = g.add_queries && call.grad_query;  // by the kernels of keys
   add(Kernel::delta);
@@ -34,9 +36,9 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
 }
 
 std::vector<Spec> kernels_of(const Plan& plan, const CallSet& calls) {
-  constexpr std::int64_t kAligned = 8;  // elements of 16 bits
   const Problem& p = plan.problem;
-  const bool can_align = p.head_dim % kAligned == 0 && p.head_dim_v % kAligned == 0;
+  const auto vector = static_cast<std::int64_t>(16 / dtype_size(p.dtype));  // elements
+  const bool can_align = p.head_dim % vector == 0 && p.head_dim_v % vector == 0;
   std::vector<Spec> list;
   const auto add = [&](const Call& call) {
     for (const Spec& spec : kernels_of(plan, call)) {

@@ -34,7 +34,7 @@ class Kernels {
   std::size_t count_ = 0;
 };
 
-/// Throws Unsupported where the plan has no tile for the call.
+/// Those of one call.
 [[nodiscard]] Kernels kernels_of(const Plan& plan, const Call& call);
 
 /// The kernels of all calls that `calls` stands for, each once.

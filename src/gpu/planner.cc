@@ -6,11 +6,14 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <span>
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/domain.h"
 #include "core/families.h"
+#include "core/log.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
 #include "vicus/error.h"
@@ -18,7 +21,9 @@
 namespace vicus::gpu {
 namespace {
 
-/// A way to build a kernel, for head dims up to `head_dim`.
+constexpr int kMostPlainHeadDim = 512;
+
+/// A way to build a kernel with tensor cores, for head dims up to `head_dim`.
 struct Shape {
   int head_dim, warps, row_blocks, stages;
   int most_queries, most_keys;  // of a tile
@@ -43,6 +48,40 @@ constexpr Shape kBackwardKeys[] = {
     {256, 8, 1, 2, 32, 64, 1, 1.0, 2, false},
 };
 constexpr int kMostHeadDim = 256;
+
+/// A way to build a kernel without tensor cores, for head dims up to `head_dim`; `Shape` explains the rest. Head dims up to
+/// `whole` are multiplied in one piece, longer ones `part` features at a time, and give `wide_part` of results at a time.
+struct PlainShape {
+  int head_dim, thread_rows, most_queries, most_keys, blocks;
+  double slowness;
+  int whole, part, wide_part;
+  int most_axes = 4;  ///< token axes, and one more for a bias: masks and biases take registers
+};
+/// By bytes of storage. Slowness: by the counts of shared memory reads, not measured yet.
+constexpr PlainShape kPlainForward32[] = {
+    {64, 8, 128, 64, 2, 1.0, 128, 64, 128, 2}, {64, 4, 64, 64, 3, 1.3, 128, 64, 128, 2},
+    {64, 4, 64, 64, 2, 1.35, 128, 64, 128},    {128, 8, 128, 32, 1, 1.15, 128, 64, 128, 2},
+    {128, 4, 64, 64, 1, 1.35, 128, 64, 128},   {kMostPlainHeadDim, 4, 64, 64, 1, 1.7, 64, 64, 128},
+};
+constexpr PlainShape kPlainForward16[] = {{128, 4, 64, 64, 1, 1.0, 128, 64, 128},
+                                          {kMostPlainHeadDim, 4, 64, 64, 1, 1.3, 64, 64, 128}};
+constexpr PlainShape kPlainForward64[] = {{kMostPlainHeadDim, 4, 64, 32, 1, 1.0, 64, 32, 64}};
+constexpr PlainShape kPlainQueries[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
+                                        {128, 4, 64, 32, 1, 1.0, 128, 64, 64},
+                                        {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
+constexpr PlainShape kPlainKeys[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
+                                     {128, 2, 32, 32, 1, 1.2, 128, 64, 64},
+                                     {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
+constexpr PlainShape kPlainGradients64[] = {{kMostPlainHeadDim, 2, 32, 32, 1, 1.0, 64, 32, 32}};
+
+std::span<const PlainShape> plain_shapes(Kernel kernel, DType dtype) {
+  if (dtype == DType::float64) {
+    return kernel == Kernel::plain_forward ? std::span(kPlainForward64) : std::span(kPlainGradients64);
+  }
+  if (kernel == Kernel::plain_queries) return kPlainQueries;
+  if (kernel == Kernel::plain_keys) return kPlainKeys;
+  return dtype == DType::float32 ? std::span<const PlainShape>(kPlainForward32) : kPlainForward16;
+}
 /// Query gradients are summed with atomics up to this head dim: beyond, registers do not suffice.
 constexpr int kMostSummed = 128;
 /// Registers hold a block's own rows up to this head dim, whatever the problem.
@@ -50,6 +89,8 @@ constexpr int kHoldEasily = 96;
 /// Work besides products, in multiply-adds: of a pair (softmax, mask), of a tile of 64 rows (waiting for it), of a block
 /// (its start and end).
 constexpr double kPairWork = 40, kTileWork = 1e5, kBlockWork = 5e5;
+/// What waiting is worth where products take longer.
+constexpr double kPlainWaiting = 0.1;
 
 using Extent = std::array<int, 3>;
 
@@ -135,15 +176,12 @@ GpuTarget target_of(const PlanOptions& options) {
   return jit::target_of(jit::device(jit::thread_device()));
 }
 
-}  // namespace
-
+/// Why a kernel of the plan has no tile.
 std::string no_tile(const Plan& plan) {
   return "engine sm80 finds no tile for head_dim " + std::to_string(plan.problem.head_dim) + " and head_dim_v " +
          std::to_string(plan.problem.head_dim_v) + " in the " + std::to_string(plan.gpu.device.shared_bytes_per_block) +
          " bytes of shared memory of a block";
 }
-
-namespace {
 
 /// The search for the tiles of one kernel.
 class Search {
@@ -151,18 +189,20 @@ class Search {
   Search(const Plan& plan, Kernel kernel) : plan_(plan), p_(plan.problem), kernel_(kernel), sums_(list_) {}
 
   /// No rows where no tile fits into shared memory.
-  template <std::size_t kShapes>
-  GpuKernelPlan run(const Shape (&shapes)[kShapes]) {
-    for (const Shape& shape : shapes) {
-      if (std::max(p_.head_dim, p_.head_dim_v) > shape.head_dim) continue;
-      const int part = 16 * shape.splits;  // warps share features evenly
-      if (padded(p_.head_dim) % part != 0 || padded(p_.head_dim_v) % part != 0) continue;
-      // Biases take registers.
-      if ((p_.rpb || p_.attn_bias) && shape.row_blocks > 1) continue;
+  template <class S>
+  GpuKernelPlan run(std::span<const S> shapes) {
+    for (const S& shape : shapes) {
+      if (!fits(shape)) continue;
+      GpuKernelPlan kernel = kernel_of(shape);
       const int group = static_cast<int>(p_.heads / p_.heads_kv);
       for (int heads = 1; heads <= std::min(group, shape.most_queries); heads *= 2) {
+        kernel.tile.heads = heads;
         for (const Extent& q : query_boxes(p_.rank(), shape.most_queries / heads)) {
-          for (const Extent& kv : key_boxes(p_.rank(), shape.most_keys)) consider(shape, heads, q, kv);
+          kernel.tile.extent = q;
+          for (const Extent& kv : key_boxes(p_.rank(), shape.most_keys)) {
+            kernel.kv_tile = kv;
+            consider(kernel, shape.slowness);
+          }
         }
       }
     }
@@ -170,24 +210,62 @@ class Search {
   }
 
  private:
-  void consider(const Shape& shape, int heads, const Extent& q, const Extent& kv) {
+  [[nodiscard]] bool fits(const Shape& shape) const {
+    const int part = 16 * shape.splits;  // warps share features evenly
+    return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim && padded(p_.head_dim) % part == 0 &&
+           padded(p_.head_dim_v) % part == 0 &&
+           !((p_.rpb || p_.attn_bias) && shape.row_blocks > 1);  // biases take registers
+  }
+  [[nodiscard]] bool fits(const PlainShape& shape) const {
+    return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim &&
+           p_.rank() + (p_.rpb || p_.attn_bias) <= shape.most_axes;
+  }
+
+  static GpuKernelPlan kernel_of(const Shape& shape) {
+    GpuKernelPlan k;
+    k.warps = shape.warps;
+    k.row_blocks = shape.row_blocks;
+    k.stages = shape.stages;
+    k.splits = shape.splits;
+    k.hold = shape.hold;
+    k.blocks_per_multiprocessor = shape.blocks;
+    return k;
+  }
+  [[nodiscard]] GpuKernelPlan kernel_of(const PlainShape& shape) const {
+    GpuKernelPlan k;
+    k.family = GpuKernels::plain;
+    k.warps = 4;
+    k.stages = 1;
+    k.thread_rows = shape.thread_rows;
+    k.blocks_per_multiprocessor = shape.blocks;
+    const int unit = p_.dtype == DType::float64 ? 16 : 32;  // features of a step of all threads
+    const auto whole = [&](std::int64_t width, int part) {
+      return width <= shape.whole ? geometry::ceil_div(static_cast<int>(width), unit) * unit : part;
+    };
+    if (kernel_ == Kernel::plain_forward) {
+      k.depth = whole(p_.head_dim, shape.part);
+      k.wide = whole(p_.head_dim_v, shape.wide_part);
+    } else {
+      k.depth = k.wide = whole(std::max(p_.head_dim, p_.head_dim_v), shape.part);
+    }
+    return k;
+  }
+
+  void consider(GpuKernelPlan candidate, double slowness) {
     Spec spec;
     spec.kernel = kernel_;
+    spec.dtype = p_.dtype;
     spec.head_dim = static_cast<int>(p_.head_dim);
     spec.head_dim_v = static_cast<int>(p_.head_dim_v);
-    spec.tile_q = q;
-    spec.tile_kv = kv;
-    spec.tile_heads = heads;
-    spec.warps = shape.warps;
-    spec.row_blocks = shape.row_blocks;
-    spec.stages = shape.stages;
-    spec.splits = shape.splits;
-    spec.hold = shape.hold;
+    spec.bias_kind = p_.rpb ? BiasKind::relative : p_.attn_bias ? BiasKind::additive : BiasKind::none;
     spec.add_queries = plan_.gpu.add_queries;
+    set_tiles(spec, candidate);
+    const Extent &q = candidate.tile.extent, &kv = candidate.kv_tile;
+    const int heads = candidate.tile.heads;
     const int bytes = shared_bytes(spec);
     if (bytes > plan_.gpu.device.shared_bytes_per_block) return;
-    const bool of_keys = kernel_ == Kernel::keys;
-    const int rows = spec.rows() / shape.splits;  // of a block
+    const bool of_keys = kernel_ == Kernel::keys || kernel_ == Kernel::plain_keys;
+    const int rows = spec.rows() / candidate.splits;  // of a block
     const std::int64_t group = p_.heads / p_.heads_kv;
     const double head_tiles = static_cast<double>(p_.heads_kv) * std::ceil(static_cast<double>(group) / heads);
     const double positions = static_cast<double>(q[0]) * q[1] * q[2];
@@ -198,25 +276,20 @@ class Search {
     const double visits = sums_.visits(own, other) * head_tiles + (of_keys ? 0 : blocks * more);
     const double pairs = visits * rows * (of_keys ? positions * heads : spec.keys());
     // The last wave of blocks leaves multiprocessors idle.
-    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors * shape.blocks, 1);
+    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors * candidate.blocks_per_multiprocessor, 1);
     const double idle = waves > 0 ? (std::floor(waves) + 1) / waves : 1;
     const double width = static_cast<double>(p_.head_dim + p_.head_dim_v);
+    const double waiting = candidate.family == GpuKernels::plain ? kPlainWaiting : 1;
     const double cost =
-        (pairs * (width + kPairWork) * shape.slowness + visits * kTileWork * rows / 64 + blocks * kBlockWork) *
+        (pairs * (width + kPairWork) * slowness + waiting * (visits * kTileWork * rows / 64 + blocks * kBlockWork)) *
         std::min(idle, 8.0);
     if (cost >= least_) return;
     least_ = cost;
-    best_.tile = {.rows = rows, .heads = heads, .extent = q};
-    best_.kv_tile = kv;
-    best_.warps = shape.warps;
-    best_.row_blocks = shape.row_blocks;
-    best_.stages = shape.stages;
-    best_.splits = shape.splits;
-    best_.hold = shape.hold;
-    best_.blocks_per_multiprocessor = shape.blocks;
-    best_.blocks = static_cast<std::int64_t>(blocks);
-    best_.shared_bytes = bytes;
-    best_.work = {plan_.mask_pairs, pairs};
+    candidate.tile.rows = rows;
+    candidate.blocks = static_cast<std::int64_t>(blocks);
+    candidate.shared_bytes = bytes;
+    candidate.work = {plan_.mask_pairs, pairs};
+    best_ = candidate;
   }
 
   const Plan& plan_;
@@ -228,18 +301,53 @@ class Search {
   double least_ = std::numeric_limits<double>::infinity();
 };
 
+GpuKernelPlan search(const Plan& plan, Kernel kernel, std::span<const Shape> shapes) {
+  return Search(plan, kernel).run(shapes);
+}
+GpuKernelPlan search(const Plan& plan, Kernel kernel) {
+  GpuKernelPlan found = Search(plan, kernel).run(plain_shapes(kernel, plan.problem.dtype));
+  if (found.tile.rows == 0) throw Unsupported(no_tile(plan));
+  return found;
+}
+
+/// Why tensor cores compute no kernel of the problem; empty where they may.
+std::string without_tensor_cores(const Problem& p) {
+  if (p.dtype == DType::float32 || p.dtype == DType::float64) {
+    return std::string(dtype_name(p.dtype)) + " is computed exactly";
+  }
+  if (std::max(p.head_dim, p.head_dim_v) <= kMostHeadDim) return "";
+  return "tensor cores take head_dim and head_dim_v up to " + std::to_string(kMostHeadDim) + ", they are " +
+         std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
+}
+
+/// Backward with tensor cores. False where a kernel has no tile.
+bool plan_backward(Plan& plan) {
+  const Problem& p = plan.problem;
+  GpuPlan& g = plan.gpu;
+  g.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
+  if (!g.add_queries) g.backward_queries = search(plan, Kernel::queries, kBackwardQueries);
+  g.backward_keys = search(plan, Kernel::keys, kBackwardKeys);
+  if (g.backward_keys.tile.rows == 0 || (!g.add_queries && g.backward_queries.tile.rows == 0)) return false;
+  // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.
+  const bool scarce = std::max(p.head_dim, p.head_dim_v) > kHoldEasily;
+  if (scarce && (g.add_queries || p.rank() > 1)) g.backward_keys.hold = false;
+  if (scarce && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
+  if (g.add_queries) {
+    plan.backward.kv_splits =
+        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string supports(const Problem& p) {
-  if (p.dtype != DType::bfloat16 && p.dtype != DType::float16) {
-    return "engine sm80 computes bfloat16 and float16, dtype is " + std::string(dtype_name(p.dtype));
-  }
   if (const auto* dense = std::get_if<Dense>(&p.mask);
       dense != nullptr && !(dense->cumulative_queries.empty() && dense->key_lengths.empty())) {
     return "engine sm80 takes no packed sequences and no key_lengths";
   }
-  if (p.head_dim > kMostHeadDim || p.head_dim_v > kMostHeadDim) {
-    return "engine sm80 takes head_dim and head_dim_v up to " + std::to_string(kMostHeadDim) + ", they are " +
+  if (p.head_dim > kMostPlainHeadDim || p.head_dim_v > kMostPlainHeadDim) {
+    return "engine sm80 takes head_dim and head_dim_v up to " + std::to_string(kMostPlainHeadDim) + ", they are " +
            std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
   }
   return "";
@@ -253,22 +361,25 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
                       std::to_string(plan.gpu.device.major) + "." + std::to_string(plan.gpu.device.minor));
   }
   GpuPlan& g = plan.gpu;
-  g.forward = Search(plan, Kernel::forward).run(kForward);
-  if (g.forward.tile.rows == 0) throw Unsupported(no_tile(plan));
-  g.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
-  if (!g.add_queries) g.backward_queries = Search(plan, Kernel::queries).run(kBackwardQueries);
-  g.backward_keys = Search(plan, Kernel::keys).run(kBackwardKeys);
-  // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.
-  const bool scarce = std::max(p.head_dim, p.head_dim_v) > kHoldEasily;
-  if (scarce && (g.add_queries || p.rank() > 1)) g.backward_keys.hold = false;
-  if (scarce && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
-  if (g.add_queries) {
-    plan.backward.kv_splits =
-        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
+  g.reason = without_tensor_cores(p);
+  const bool possible = g.reason.empty();
+  if (possible) g.forward = search(plan, Kernel::forward, kForward);
+  if (g.forward.tile.rows == 0) {
+    if (possible) g.reason = no_tile(plan) + " with tensor cores";
+    g.forward = search(plan, Kernel::plain_forward);
   }
   const auto rows = static_cast<std::size_t>(p.batch * p.queries() * p.heads);
-  g.backward_scratch_bytes =
-      rows * (2 + static_cast<std::size_t>(g.add_queries ? padded(p.head_dim) : 0)) * sizeof(float);
+  if (possible && plan_backward(plan)) {
+    g.backward_scratch_bytes =
+        rows * (2 + static_cast<std::size_t>(g.add_queries ? padded(p.head_dim) : 0)) * sizeof(float);
+  } else {
+    if (g.reason.empty()) g.reason = no_tile(plan) + " for gradients with tensor cores";
+    g.add_queries = false;
+    g.backward_queries = search(plan, Kernel::plain_queries);
+    g.backward_keys = search(plan, Kernel::plain_keys);
+    g.backward_scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
+  }
+  if (!g.reason.empty()) log(LogLevel::info, "kernels without tensor cores: " + g.reason);
 }
 
 }  // namespace vicus::gpu

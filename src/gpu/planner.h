@@ -11,9 +11,6 @@ namespace vicus::gpu {
 /// Empty when the kernels take the (valid) problem, otherwise the reason in words.
 [[nodiscard]] std::string supports(const Problem& problem);
 
-/// Why a kernel of the plan has no tile.
-[[nodiscard]] std::string no_tile(const Plan& plan);
-
 /// Fills `plan.gpu` for `options.gpu`, or the device of the calling thread where that is not set.
 void plan_problem(Plan& plan, const PlanOptions& options);
 

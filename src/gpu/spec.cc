@@ -9,6 +9,8 @@
 namespace vicus::gpu {
 namespace {
 
+constexpr int kWarpsWithoutTiles = 8;  // of kernels whose blocks have no tile
+
 std::string text(bool value) { return value ? "true" : "false"; }
 std::string text(int value) { return std::to_string(value); }
 
@@ -59,6 +61,12 @@ std::string prologue(const Spec& s) {
   p += constant("bool", "kHold", s.hold);
   p += constant("bool", "kAddQueries", s.add_queries);
   p += constant("bool", "kAdditionalTile", s.kernel == Kernel::additional);
+  p += constant("int", "kElement", static_cast<int>(s.dtype));
+  p += constant("int", "kThreadRows", s.thread_rows);
+  p += constant("int", "kDepth", s.depth);
+  p += constant("int", "kWide", s.wide);
+  p += constant("int", "kLanes", s.lanes);
+  if (!uses_tensor_cores(s.kernel)) return p;
   p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
   p += s.dtype == DType::float16 ? "F16" : "Bf16";
   return p + "; }\n";
@@ -76,7 +84,7 @@ int queries_bytes(const Spec& s, int row) {
 
 int keys_bytes(const Spec& s, int row) {
   const int keys = s.rows() / s.splits, step = s.chunk * s.splits;
-  const int queries = ceil_div(s.tile_q[0] * s.tile_q[1] * s.tile_q[2] * s.tile_heads, step) * step;
+  const int queries = ceil_div(s.queries(), step) * step;
   const int exchanged = s.splits > 1 ? 2 * (s.chunk / 16) * s.row_blocks * 4 * 32 : 1;
   constexpr int kWalkBytes = 208, kStatisticsBytes = 8;
   return keys * row + s.stages * queries * (row + kStatisticsBytes + 8 * ceil_div(keys, 64)) +
@@ -84,7 +92,69 @@ int keys_bytes(const Spec& s, int row) {
          (s.add_queries ? 2 * keys * (queries + 8) : 16) + 512;
 }
 
+// Windows, trailing axes last.
+void set_windows(Spec& s, const Neighborhood& mask, int rank) {
+  s.rank = rank;
+  for (int i = 0; i < rank; ++i) {
+    const auto a = static_cast<std::size_t>(3 - rank + i);
+    s.window[a] = static_cast<int>(mask.kernel_size[i]);
+    s.step[a] = static_cast<int>(mask.stride[i]);
+    s.dilation[a] = static_cast<int>(mask.dilation[i]);
+    s.causal[a] = mask.is_causal[i] != 0;
+  }
+}
+
+// Tiles of a kernel; null where it has none.
+const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
+  switch (kernel) {
+    case Kernel::forward:
+    case Kernel::plain_forward:
+      return &plan.forward;
+    case Kernel::queries:
+    case Kernel::plain_queries:
+      return &plan.backward_queries;
+    case Kernel::keys:
+    case Kernel::additional:
+    case Kernel::plain_keys:
+    case Kernel::plain_additional:
+      return &plan.backward_keys;
+    default:
+      return nullptr;
+  }
+}
+
+// plain_tiles.cuh: columns go to threads in groups of 8, rows are padded by 16 bytes.
+int plain_bytes(const Spec& s) {
+  const bool of_keys = s.kernel == Kernel::plain_keys || s.kernel == Kernel::plain_additional;
+  const int number = accumulator_bytes(s.dtype), pad = 16 / number;
+  const int rows = s.rows(), columns = ceil_div(of_keys ? s.queries() : s.keys(), 8) * 8;
+  const int depth = s.depth + pad, wide = s.wide + pad;
+  constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes;
+  const int views = 8 * (s.bias_kind == BiasKind::none ? 1 : rows) + (rows + 2) * kBoxBytes;
+  const int weights = rows * (columns + 8);
+  if (s.kernel == Kernel::plain_forward) {
+    return number * (rows * depth + columns * (depth + wide) + weights) + views;
+  }
+  return number * (2 * (rows + columns) * depth + weights + (of_keys ? 2 * columns : 0)) + views;
+}
+
 }  // namespace
+
+void set_tiles(Spec& s, const GpuKernelPlan& k) {
+  s.tile_q = k.tile.extent;
+  s.tile_heads = k.tile.heads;
+  s.tile_kv = k.kv_tile;
+  s.warps = k.warps;
+  s.row_blocks = k.row_blocks;
+  s.stages = k.stages;
+  s.min_blocks = k.blocks_per_multiprocessor;
+  s.chunk = k.chunk;
+  s.splits = k.splits;
+  s.hold = k.hold;
+  s.thread_rows = k.thread_rows;
+  s.depth = k.depth;
+  s.wide = k.wide;
+}
 
 Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type) {
   const Problem& p = plan.problem;
@@ -97,13 +167,7 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   s.additional = p.additional_tokens > 0;
   s.logsumexp = logsumexp;
   if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
-    for (int i = 0; i < s.rank; ++i) {
-      const auto a = static_cast<std::size_t>(3 - s.rank + i);
-      s.window[a] = static_cast<int>(mask->kernel_size[i]);
-      s.step[a] = static_cast<int>(mask->stride[i]);
-      s.dilation[a] = static_cast<int>(mask->dilation[i]);
-      s.causal[a] = mask->is_causal[i] != 0;
-    }
+    set_windows(s, *mask, s.rank);
   } else {
     const auto& dense = std::get<Dense>(p.mask);
     s.dense = true;
@@ -116,39 +180,87 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   s.bias_kind = p.rpb ? BiasKind::relative : p.attn_bias ? BiasKind::additive : BiasKind::none;
   s.bias_type = bias_type;
   s.vectors = vectors;
-  if (!s.tiled()) return s;
+  const GpuKernelPlan* const tiled = tiles_of(plan.gpu, kernel);
+  if (tiled == nullptr) {
+    s.warps = kWarpsWithoutTiles;
+    return s;
+  }
+  set_tiles(s, *tiled);
   s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
-  const GpuKernelPlan& f = kernel == Kernel::forward   ? plan.gpu.forward
-                           : kernel == Kernel::queries ? plan.gpu.backward_queries
-                                                       : plan.gpu.backward_keys;
-  s.tile_q = f.tile.extent;
-  s.tile_heads = f.tile.heads;
-  s.tile_kv = f.kv_tile;
-  s.warps = f.warps;
-  s.row_blocks = f.row_blocks;
-  s.stages = f.stages;
-  s.min_blocks = f.blocks_per_multiprocessor;
-  s.chunk = f.chunk;
-  s.splits = f.splits;
-  s.hold = f.hold;
-  s.add_queries = kernel != Kernel::forward && plan.gpu.add_queries;
+  s.add_queries = uses_tensor_cores(kernel) && kernel != Kernel::forward && plan.gpu.add_queries;
+  return s;
+}
+
+Spec unfused_spec(const Problem& p, Kernel kernel, bool vectors, DType bias_type) {
+  Spec s;
+  s.kernel = kernel;
+  s.dtype = p.dtype;
+  s.head_dim = s.head_dim_v = static_cast<int>(p.head_dim);
+  set_windows(s, std::get<Neighborhood>(p.mask), p.rank());
+  s.vectors = vectors;
+  s.bias_type = bias_type;
+  s.warps = kWarpsWithoutTiles;
+  return s;
+}
+
+Spec merge_spec(Kernel kernel, DType dtype, int width, bool vectors) {
+  Spec s;
+  s.kernel = kernel;
+  s.dtype = dtype;
+  s.head_dim = s.head_dim_v = width;
+  s.vectors = vectors;
+  s.warps = kWarpsWithoutTiles;
+  const int piece = vectors ? 16 / static_cast<int>(dtype_size(dtype)) : 1;
+  for (s.lanes = 1; s.lanes < 32 && s.lanes * piece < width;) s.lanes *= 2;
   return s;
 }
 
 int shared_bytes(const Spec& s) {
   const int query = row_step(s.head_dim), value = row_step(s.head_dim_v);
-  if (s.kernel == Kernel::queries) return queries_bytes(s, 2 * (query + value));
-  if (s.kernel == Kernel::keys || s.kernel == Kernel::additional) return keys_bytes(s, 2 * (query + value));
-  if (s.kernel != Kernel::forward) return 0;
-  const int tiles = s.stages * s.keys() * (query + value);
-  constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16;
-  return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
-         s.stages * kWalkBytes;
+  switch (s.kernel) {
+    case Kernel::forward: {
+      const int tiles = s.stages * s.keys() * (query + value);
+      constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16;
+      return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
+             s.stages * kWalkBytes;
+    }
+    case Kernel::queries:
+      return queries_bytes(s, 2 * (query + value));
+    case Kernel::keys:
+    case Kernel::additional:
+      return keys_bytes(s, 2 * (query + value));
+    case Kernel::plain_forward:
+    case Kernel::plain_queries:
+    case Kernel::plain_keys:
+    case Kernel::plain_additional:
+      return plain_bytes(s);
+    default:
+      return 0;
+  }
 }
 
 jit::Source source_of(const Spec& spec) {
-  constexpr std::array kFiles = {"forward.cu",       "backward_delta.cu",   "backward_queries.cu", "backward_keys.cu",
-                                 "backward_keys.cu", "backward_convert.cu", "backward_bias.cu"};
+  constexpr std::array kFiles = {"forward.cu",
+                                 "backward_delta.cu",
+                                 "backward_queries.cu",
+                                 "backward_keys.cu",
+                                 "backward_keys.cu",
+                                 "backward_convert.cu",
+                                 "backward_bias.cu",
+                                 "plain_forward.cu",
+                                 "plain_delta.cu",
+                                 "plain_backward_queries.cu",
+                                 "plain_backward_keys.cu",
+                                 "plain_backward_additional.cu",
+                                 "plain_backward_bias.cu",
+                                 "unfused_scores.cu",
+                                 "unfused_to_queries.cu",
+                                 "unfused_to_keys.cu",
+                                 "unfused_to_additional.cu",
+                                 "unfused_to_bias.cu",
+                                 "merge_forward.cu",
+                                 "merge_sums.cu",
+                                 "merge_backward.cu"};
   return {.file = kFiles[static_cast<std::size_t>(spec.kernel)], .prologue = prologue(spec)};
 }
 

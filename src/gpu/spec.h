@@ -12,9 +12,33 @@
 
 namespace vicus::gpu {
 
-/// The texts: forward.cu, backward_delta.cu, backward_queries.cu, backward_keys.cu (of keys, or of additional tokens),
-/// backward_convert.cu, backward_bias.cu.
-enum class Kernel : std::uint8_t { forward, delta, queries, keys, additional, convert, bias };
+/// What is computed; spec.cc has the texts.
+enum class Kernel : std::uint8_t {
+  // With tensor cores; `additional` is the text of `keys`, of additional tokens.
+  forward,
+  delta,
+  queries,
+  keys,
+  additional,
+  convert,
+  bias,
+  // Without.
+  plain_forward,
+  plain_delta,
+  plain_queries,
+  plain_keys,
+  plain_additional,
+  plain_bias,
+  unfused_scores,
+  unfused_to_queries,
+  unfused_to_keys,
+  unfused_to_additional,
+  unfused_to_bias,
+  merge_forward,
+  merge_sums,
+  merge_backward,
+};
+[[nodiscard]] constexpr bool uses_tensor_cores(Kernel kernel) { return kernel < Kernel::plain_forward; }
 
 enum class BiasKind : std::uint8_t { none, relative, additive };
 
@@ -43,23 +67,34 @@ struct Spec {
   // query gradients are summed with atomics on the way.
   int chunk = 16, splits = 1;
   bool hold = true, add_queries = false;
+  // Without tensor cores: rows of a thread, features that a first product takes at a time, and those of a second one.
+  int thread_rows = 0, depth = 0, wide = 0;
+  int lanes = 0;  // merge: of a row
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
-  /// Whether blocks take tiles of queries or keys; the others take rows or entries of a table.
-  [[nodiscard]] bool tiled() const {
-    return kernel != Kernel::delta && kernel != Kernel::convert && kernel != Kernel::bias;
-  }
-  [[nodiscard]] int threads() const { return tiled() ? 32 * warps : 256; }
-  [[nodiscard]] int rows() const { return 16 * row_blocks * warps; }
+  [[nodiscard]] int threads() const { return 32 * warps; }
+  [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
+  [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
 };
 
 /// Features that the products of tensor cores take for a head dim.
 [[nodiscard]] constexpr int padded(std::int64_t head_dim) { return static_cast<int>((head_dim + 15) / 16 * 16); }
 
+/// Bytes of the type that the plain kernels compute in.
+[[nodiscard]] constexpr int accumulator_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
+
+/// A kernel of the unfused operators; `bias_type`: of the bias it reads or writes.
+[[nodiscard]] Spec unfused_spec(const Problem& problem, Kernel kernel, bool vectors, DType bias_type);
+/// A kernel that merges rows of `width` features.
+[[nodiscard]] Spec merge_spec(Kernel kernel, DType dtype, int width, bool vectors);
+
+/// The tiles of a kernel, in `spec`.
+void set_tiles(Spec& spec, const GpuKernelPlan& kernel);
 
 /// Dynamic shared memory of the kernel; its text asserts that this is enough.
 [[nodiscard]] int shared_bytes(const Spec& spec);

@@ -8,7 +8,7 @@ namespace vicus::gpu {
 
 /// Tensors as heads-last ones [B, *X, H, ...] by their strides, whatever the order in memory. `rows` belong to queries,
 /// `keys` to keys, `additional` [B, T, Hkv, D]; `scores` has a row of slots per query. What a kernel writes is, in the
-/// order of the kernels of unfused.cu: scores, rows, keys, additional, bias.
+/// order of the kernels that unfused.cuh lists: scores, rows, keys, additional, bias.
 struct UnfusedArgs {
   Rows rows, keys, additional, scores;
   Bias bias;               ///< relative; no data where there is none

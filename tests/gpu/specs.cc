@@ -79,24 +79,128 @@ std::vector<Case> cases() {
   return list;
 }
 
-void compile(const Case& c, const GpuTarget& target, const Plan& plan, gpu::Kernel kernel) {
-  const gpu::Spec spec = gpu::spec_of(plan, kernel, true, c.vectors, c.bias_type);
-  jit::CompileReport report;
-  (void)jit::cubin(gpu::source_of(spec), {target.major, target.minor}, &report);
-  std::cout << nlohmann::json{{"name", c.name},
-                              {"kernel", jit::name_of(gpu::source_of(spec))},
-                              {"atomics", plan.gpu.add_queries},
-                              {"arch", std::to_string(target.major) + "." + std::to_string(target.minor)},
-                              {"registers", report.registers},
-                              {"spill_bytes", report.spill_store_bytes + report.spill_load_bytes},
-                              {"stack_bytes", report.stack_bytes},
-                              {"shared_bytes", gpu::shared_bytes(spec)},
-                              {"shared_limit", target.shared_bytes_per_block},
-                              {"threads", spec.threads()},
-                              {"blocks_per_multiprocessor", spec.min_blocks},
-                              {"work_ratio", plan.gpu.forward.work.ratio()}}
-                   .dump()
-            << "\n";
+// Problems for kernels without tensor cores: other dtypes, long head dims.
+std::vector<Case> plain_cases() {
+  std::vector<Case> list;
+  constexpr DType kAll[] = {DType::float32, DType::float64, DType::bfloat16, DType::float16};
+  const auto dense = [&](const std::string& name, Problem p, Dense mask, bool vectors = true) {
+    mask.keys = 1000;
+    p.mask = mask;
+    list.push_back({"dense " + name, p, vectors, p.dtype});
+  };
+  for (const DType dtype : kAll) {
+    const std::string name(dtype_name(dtype));
+    dense(name + " D512", sized(dtype, 2, {1000}, 4, 2, 512, 512), {.causal = Causal::bottom_right});
+    Problem biased = sized(dtype, 2, {1000}, 4, 1, 300, 41);
+    biased.additional_tokens = 9;
+    biased.attn_bias = true;
+    dense(name + " odd biased", biased, {}, false);
+  }
+  for (const DType dtype : {DType::float32, DType::float64}) {
+    const std::string name(dtype_name(dtype));
+    for (const std::int64_t d : {32, 64, 96, 128, 256}) {
+      dense(name + " D" + std::to_string(d), sized(dtype, 2, {1000}, 4, 4, d, d), {.causal = Causal::top_left});
+    }
+    dense(name + " one query", sized(dtype, 2, {1}, 8, 1, 128, 128), {});
+    dense(name + " sliding, odd", sized(dtype, 2, {1000}, 8, 1, 41, 23), {.window_left = 100, .window_right = 7},
+          false);
+    for (int rank = 1; rank <= 3; ++rank) {
+      Problem p = sized(dtype, 2,
+                        rank == 1   ? AxisValues{500}
+                        : rank == 2 ? AxisValues{56, 56}
+                                    : AxisValues{8, 16, 16},
+                        4, 2, 64, 64);
+      p.mask = Neighborhood{.kernel_size = rank == 1   ? AxisValues{31}
+                                           : rank == 2 ? AxisValues{7, 9}
+                                                       : AxisValues{3, 5, 5},
+                            .stride = rank == 1 ? 3 : 1,
+                            .dilation = rank == 2 ? 2 : 1,
+                            .is_causal = rank == 3 ? 1 : 0};
+      list.push_back({"neighborhood " + name + " " + std::to_string(rank) + "-D", p});
+      p.additional_tokens = 5;
+      p.rpb = true;
+      p.head_dim = p.head_dim_v = 128;
+      list.push_back({"neighborhood biased " + name + " " + std::to_string(rank) + "-D", p, true, dtype});
+    }
+  }
+  return list;
+}
+
+void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& spec, nlohmann::json report = {}) {
+  jit::CompileReport made;
+  (void)jit::cubin(gpu::source_of(spec), {target.major, target.minor}, &made);
+  report.update({{"name", name},
+                 {"kernel", jit::name_of(gpu::source_of(spec))},
+                 {"arch", std::to_string(target.major) + "." + std::to_string(target.minor)},
+                 {"registers", made.registers},
+                 {"spill_bytes", made.spill_store_bytes + made.spill_load_bytes},
+                 {"stack_bytes", made.stack_bytes},
+                 {"shared_bytes", gpu::shared_bytes(spec)},
+                 {"shared_limit", target.shared_bytes_per_block},
+                 {"threads", spec.threads()},
+                 {"blocks_per_multiprocessor", spec.min_blocks}});
+  std::cout << report.dump() << "\n";
+}
+
+void compile(const Case& c, const GpuTarget& target, bool deterministic) {
+  PlanOptions options = {.engine = Engine::sm80, .gpu = target};
+  options.backward.deterministic = deterministic;
+  const Plan plan = choose_plan(c.problem, options);
+  const auto run = [&](gpu::Kernel kernel) {
+    compile(c.name, target, gpu::spec_of(plan, kernel, true, c.vectors, c.bias_type),
+            {{"atomics", plan.gpu.add_queries},
+             {"work_ratio", plan.gpu.forward.work.ratio()},
+             {"without_tensor_cores", plan.gpu.reason}});
+  };
+  using gpu::Kernel;
+  const bool plain = plan.gpu.forward.family == GpuKernels::plain;
+  if (!deterministic) run(plain ? Kernel::plain_forward : Kernel::forward);
+  if (plan.gpu.backward_keys.family == GpuKernels::plain) {  // one way, deterministic
+    if (!deterministic) return;
+    for (const Kernel kernel : {Kernel::plain_delta, Kernel::plain_queries, Kernel::plain_keys}) run(kernel);
+    if (c.problem.additional_tokens > 0) run(Kernel::plain_additional);
+    if (c.problem.rpb) run(Kernel::plain_bias);
+    return;
+  }
+  if (deterministic) run(Kernel::queries);
+  if (!deterministic) run(Kernel::convert);
+  run(Kernel::keys);
+  if (c.problem.additional_tokens > 0) run(Kernel::additional);
+  if (deterministic) run(Kernel::delta);
+  if (deterministic && c.problem.rpb) run(Kernel::bias);
+}
+
+// Kernels without a plan.
+struct Unplanned {
+  std::string name;
+  gpu::Spec spec;
+};
+
+std::vector<Unplanned> unplanned() {
+  using gpu::Kernel;
+  std::vector<Unplanned> list;
+  int n = 0;
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
+    for (const Kernel kernel : {Kernel::unfused_scores, Kernel::unfused_to_queries, Kernel::unfused_to_keys,
+                                Kernel::unfused_to_additional, Kernel::unfused_to_bias}) {
+      const int rank = n % 3 + 1;
+      const std::int64_t width = n % 4 == 0 ? 640 : n % 4 == 1 ? 64 : n % 4 == 2 ? 32 : 41;
+      Problem p = sized(dtype, 2,
+                        rank == 1   ? AxisValues{60}
+                        : rank == 2 ? AxisValues{12, 14}
+                                    : AxisValues{5, 6, 7},
+                        4, 2, width, width);
+      p.mask = Neighborhood{.kernel_size = 3, .stride = 1, .dilation = n % 2 + 1, .is_causal = n % 2};
+      list.push_back({"unfused " + std::to_string(width), gpu::unfused_spec(validate(p), kernel, n % 4 != 3, dtype)});
+      ++n;
+    }
+    for (const Kernel kernel : {Kernel::merge_forward, Kernel::merge_sums, Kernel::merge_backward}) {
+      const int width = n % 3 == 0 ? 520 : n % 3 == 1 ? 64 : 41;
+      list.push_back({"merge " + std::to_string(width), gpu::merge_spec(kernel, dtype, width, width != 41)});
+      ++n;
+    }
+  }
+  return list;
 }
 
 }  // namespace
@@ -109,22 +213,15 @@ int main(int argc, char** argv) {
   // Compute capability, multiprocessors and shared memory of an A100, L4, H100, B200 and RTX 5090.
   const GpuTarget targets[] = {
       {8, 0, 108, 166912}, {8, 9, 58, 101376}, {9, 0, 132, 232448}, {10, 0, 148, 232448}, {12, 0, 170, 101376}};
-  const std::vector<Case> all = cases();
+  std::vector<Case> all = cases();
+  const std::vector<Case> plain = plain_cases();
+  all.insert(all.end(), plain.begin(), plain.end());
   for (std::size_t i = part; i < all.size(); i += parts) {
     const GpuTarget& target = targets[i / parts % std::size(targets)];
-    for (const bool deterministic : {false, true}) {
-      PlanOptions options = {.engine = Engine::sm80, .gpu = target};
-      options.backward.deterministic = deterministic;
-      const Plan plan = choose_plan(all[i].problem, options);
-      using gpu::Kernel;
-      if (!deterministic) compile(all[i], target, plan, Kernel::forward);
-      if (plan.gpu.backward_keys.tile.rows == 0) continue;  // too little shared memory
-      if (deterministic) compile(all[i], target, plan, Kernel::queries);
-      if (!deterministic) compile(all[i], target, plan, Kernel::convert);
-      compile(all[i], target, plan, Kernel::keys);
-      if (all[i].problem.additional_tokens > 0) compile(all[i], target, plan, Kernel::additional);
-      if (deterministic) compile(all[i], target, plan, Kernel::delta);
-      if (deterministic && all[i].problem.rpb) compile(all[i], target, plan, Kernel::bias);
-    }
+    for (const bool deterministic : {false, true}) compile(all[i], target, deterministic);
+  }
+  const std::vector<Unplanned> others = unplanned();
+  for (std::size_t i = part; i < others.size(); i += parts) {
+    compile(others[i].name, targets[i % std::size(targets)], others[i].spec);
   }
 }

@@ -3,6 +3,8 @@
 // A part that saw no key (lse_i = -inf) has weight 0 whatever its output holds.
 //
 // Constants of the prologue: those of plain_elements.cuh, kHeadDimV, kLanes (of a row, a power of two up to 32), kWarps.
+#pragma once
+
 #include "merge_args.h"
 #include "plain_elements.cuh"
 
@@ -66,29 +68,6 @@ struct PartSums {
   }
 };
 
-__device__ __forceinline__ void merge_row(const MergeArgs& args, const Row& row) {
-  PartSums sums;
-  for (int i = 0; i < args.parts; ++i) sums.add(number(args.logsumexps[i], row), 0);
-  Storage* out = targets(args.output, row);
-  for (int f = threadIdx.x % kLanes * kPiece; f < kHeadDimV; f += kLanes * kPiece) {
-    Acc total[kPiece] = {};
-#pragma unroll 4
-    for (int i = 0; i < args.parts; ++i) {
-      const Acc weight = sums.weight(number(args.logsumexps[i], row));
-      if (weight == 0) continue;
-      Acc x[kPiece];
-      load_values(values(args.outputs[i], row) + f, x);
-#pragma unroll
-      for (int v = 0; v < kPiece; ++v) total[v] += weight * x[v];
-    }
-    store_values(out + f, total);
-  }
-  if (args.logsumexp.data != nullptr && threadIdx.x % kLanes == 0) {
-    static_cast<Acc*>(args.logsumexp.data)[row.offset(args.logsumexp)] =
-        sums.top == -kInfinity ? -kInfinity : sums.top + log2_of(sums.sum) * kLn2;
-  }
-}
-
 __device__ __forceinline__ Acc grad_dot_output(const MergeArgs& args, const Row& row, int part) {
   return dot_rows<kHeadDimV, kLanes>(values(args.grad_output, row), values(args.outputs[part], row));
 }
@@ -98,57 +77,6 @@ __device__ __forceinline__ void add_parts(const MergeArgs& args, const Row& row,
     const Acc lse = number(args.logsumexps[i], row);
     if (lse != -kInfinity) sums.add(lse, grad_dot_output(args, row, i));
   }
-}
-
-__device__ __forceinline__ void sum_row(const MergeArgs& args, const Row& row, Acc* kept) {
-  PartSums sums;
-  if (!args.first) sums = {kept[0], kept[1], kept[2]};
-  add_parts(args, row, sums);
-  sum_over<kLanes>(sums.sum);  // all lanes have read what one of them writes
-  if (threadIdx.x % kLanes != 0) return;
-  kept[0] = sums.top;
-  kept[1] = sums.sum;
-  kept[2] = sums.dot;
-}
-
-__device__ __forceinline__ void split_row(const MergeArgs& args, const Row& row, long long index) {
-  PartSums sums;
-  if (args.sums != nullptr) {
-    const Acc* const kept = static_cast<const Acc*>(args.sums) + 3 * index;
-    sums = {kept[0], kept[1], kept[2]};
-  } else {
-    add_parts(args, row, sums);
-  }
-  const Acc whole = sums.dot / sums.sum;  // grad_output . output
-  const Acc grad_lse = args.grad_logsumexp.data != nullptr ? number(args.grad_logsumexp, row) : 0;
-  for (int i = 0; i < args.parts; ++i) {
-    const Acc weight = sums.weight(number(args.logsumexps[i], row));
-    if (args.grad_logsumexps[i].data != nullptr) {
-      const Acc grad = weight == 0 ? 0 : weight * (grad_dot_output(args, row, i) - whole + grad_lse);
-      if (threadIdx.x % kLanes == 0) {
-        static_cast<Acc*>(args.grad_logsumexps[i].data)[row.offset(args.grad_logsumexps[i])] = grad;
-      }
-    }
-    if (args.grad_outputs[i].data == nullptr) continue;
-    Storage* out = targets(args.grad_outputs[i], row);
-    for (int f = threadIdx.x % kLanes * kPiece; f < kHeadDimV; f += kLanes * kPiece) {
-      Acc x[kPiece];
-      load_values(values(args.grad_output, row) + f, x);
-#pragma unroll
-      for (int v = 0; v < kPiece; ++v) x[v] = weight == 0 ? 0 : weight * x[v];
-      store_values(out + f, x);
-    }
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(kThreads, 1) merge_forward(const __grid_constant__ MergeArgs args) {
-  for_each_row(args, [&](const Row& row, long long) { merge_row(args, row); });
-}
-extern "C" __global__ void __launch_bounds__(kThreads, 1) merge_sums(const __grid_constant__ MergeArgs args) {
-  for_each_row(args, [&](const Row& row, long long i) { sum_row(args, row, static_cast<Acc*>(args.sums) + 3 * i); });
-}
-extern "C" __global__ void __launch_bounds__(kThreads, 1) merge_backward(const __grid_constant__ MergeArgs args) {
-  for_each_row(args, [&](const Row& row, long long index) { split_row(args, row, index); });
 }
 
 }  // namespace vicus::gpu
