@@ -159,7 +159,7 @@ def test_wrong_input(place, tmp_path):
     out = ["-o", tmp_path / "kernels"]
     good = [*LAYER, *out, "--arch", "sm_80"]
     (tmp_path / "bad.json").write_text('\n{"layout": 4, "mask": {"kind": "dense", "keys": "four"}}')
-    (tmp_path / "single.json").write_text('{"layout": 4, "head_dim": 8, "mask": {"kind": "dense", "keys": 4}}')
+    (tmp_path / "long.json").write_text('{"layout": 4, "head_dim": 520, "mask": {"kind": "dense", "keys": 4}}')
     (tmp_path / "file").write_text("")
 
     def wrong(*arguments, naming, code=2, environment=place):
@@ -169,7 +169,7 @@ def test_wrong_input(place, tmp_path):
     wrong(*LAYER, naming=["--output"])
     wrong(*good, tmp_path / "bad.json", naming=["--layout", "PROBLEMS"])
     wrong(tmp_path / "bad.json", *out, naming=["bad.json, line 2: mask.keys", '"four"'])
-    wrong(tmp_path / "single.json", *out, naming=["single.json, line 1", "float32"])
+    wrong(tmp_path / "long.json", *out, naming=["long.json, line 1", "up to 512"])
     wrong(tmp_path / "nobody.json", *out, naming=["nobody.json"], code=1)
     wrong(*LAYER, *out, "--arch", "sm_91", naming=["--arch", "sm_91", "sm_90"])
     wrong(*LAYER, *out, "--arch", "sm_100", naming=["sm_100", "13.1"])
