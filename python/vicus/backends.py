@@ -51,8 +51,16 @@ logger = logging.getLogger("vicus")
 _GPU_KERNELS = ("cutlass", "hopper", "blackwell")
 _ENGINE_DEVICES = ("cpu", "meta")  # meta: shapes only, by the operators that would run
 
-_SM80_TYPES = (torch.float16, torch.bfloat16)
-_SM80_HEAD_DIM = 256
+# Dtypes whose gradients the GPU engine computes in calls of the public functions; other calls with gradients go to
+# FlexAttention.
+_GPU_GRADIENTS: frozenset[torch.dtype] = frozenset()
+# The core's limits of the GPU engine: the largest head dim by dtype and by whether the call has packed sequences or key
+# lengths; 0 where it takes none. A table, as torch.compile cannot trace the question.
+_GPU_HEAD_DIM = {
+    (dtype, lists): torch.ops.vicus.gpu_head_dim(str(dtype).removeprefix("torch."), lists)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for lists in (False, True)
+}
 _CPU_ROWS = 64  # queries of the largest tile of the CPU engine, which also has tiles of half and a quarter of it
 _FLEX_TOKENS = (64, 128)  # of a block; smaller ones waste tensor cores, larger ones exceed shared memory
 
@@ -72,17 +80,17 @@ def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool
     Args:
         query: Of the call.
         value: Of the call.
-        differentiable: Whether gradients are asked for: the engine has no backward pass.
-        lists: Whether the call has packed sequences or key lengths: the engine takes neither.
+        differentiable: Whether gradients are asked for.
+        lists: Whether the call has packed sequences or key lengths.
 
     Returns:
-        The answer: float16 and bfloat16, head dims up to 256, on devices of compute capability 8.0 or more.
+        The answer: every dtype and head dims up to 512, as the core says, on devices of compute capability 8.0 or
+        more. float32 and float64 are computed exactly, whatever PyTorch's switch for TF32 says.
     """
     return (
         query.is_cuda
-        and query.dtype in _SM80_TYPES
-        and not (differentiable or lists)
-        and max(query.shape[-1], value.shape[-1]) <= _SM80_HEAD_DIM
+        and (not differentiable or query.dtype in _GPU_GRADIENTS)
+        and max(query.shape[-1], value.shape[-1]) <= _GPU_HEAD_DIM[query.dtype, lists]
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
 
@@ -121,8 +129,8 @@ def _named(name: str, query: Tensor, kind: str, gpu: bool) -> str:
     if name == "sm80":
         if not gpu:
             raise RuntimeError(
-                "backend is 'sm80'; it computes float16 and bfloat16 with head dims up to 256 on CUDA devices of"
-                " capability 8.0 and more, without gradients, packed sequences and key lengths"
+                "backend is 'sm80'; it computes head dims up to 512 on CUDA devices of capability 8.0 and more, without"
+                " gradients, packed sequences and key lengths"
             )
         return name
     if name not in ("cpu", "reference"):
@@ -165,14 +173,18 @@ def can_run(
         RuntimeError: The backend does not know the device, or compiling is not allowed.
     """
     try:
-        engine = resolve(backend, query, dense=dense)
+        engine = resolve(backend, query, dense=dense, gpu=query.is_cuda)
     except NotImplementedError:
         raise
     except RuntimeError as error:
         return _answer(error, raise_error)
     try:
         check_tensors(query, key, value, dense=dense)
-    except (ValueError, NotImplementedError) as error:
+        if engine == "sm80":
+            differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+            takes = gpu_takes(query, value, differentiable=differentiable, lists=False)
+            engine = resolve(backend, query, dense=dense, gpu=takes)
+    except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
         return _answer(error, raise_error)
     return _answer(flex.unsupported(query, key, value, torch_compile) if engine == "flex" else None, raise_error)
 

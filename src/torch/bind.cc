@@ -25,6 +25,9 @@ using Tensors = std::vector<Tensor>;
 
 bool wants(std::int64_t wanted, int bit) { return ((wanted >> bit) & 1) != 0; }
 
+/// Of operators without a plan.
+Engine engine_of(const Place& place) { return place.cuda ? Engine::sm80 : Engine::cpu; }
+
 Neighborhood neighborhood_of(const Ints& kernel_size, const Ints& stride, const Ints& dilation, const Ints& is_causal) {
   return {AxisValues(std::span(kernel_size)), AxisValues(std::span(stride)), AxisValues(std::span(dilation)),
           AxisValues(std::span(is_causal))};
@@ -195,7 +198,7 @@ std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumex
   if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
   Tensor output = empty(place, parts[0].shape(), parts[0].dtype());
   Tensor logsumexp = empty(place, weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
-  merge_forward(parts, weights, written(output), written(logsumexp));
+  merge_forward(parts, weights, written(output), written(logsumexp), engine_of(place), stream_of(place));
   return {std::move(output), std::move(logsumexp)};
 }
 
@@ -215,7 +218,7 @@ Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const 
     }
   }
   vicus::merge_backward(parts, weights, rows("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
-                        grad_parts, grad_weights);
+                        grad_parts, grad_weights, engine_of(place), stream_of(place));
   return result;
 }
 
@@ -241,8 +244,9 @@ Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_
   const Neighborhood mask = neighborhood_of(kernel_size, stride, dilation, is_causal);
   Rows rows;
   const ConstTensorView q = rows("query", query), extra = rows("additional_keys", additional_keys);
-  Tensor scores = empty(place_of(query), scores_shape(mask, q, extra), q.dtype());
-  qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb));
+  const Place place = place_of(query);
+  Tensor scores = empty(place, scores_shape(mask, q, extra), q.dtype());
+  qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb), engine_of(place), stream_of(place));
   return scores;
 }
 
@@ -258,7 +262,8 @@ Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& a
                           gradient_of(place, extra, wants(wanted, 2), q.dtype()),
                           gradient_of(place, view("rpb", rpb), wants(wanted, 3), q.dtype())};
   vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, rows("grad_scores", grad_scores),
-                     {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra);
+                     {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra,
+                     engine_of(place), stream_of(place));
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor};
 }
 
@@ -269,9 +274,10 @@ Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& addition
   if (s.dims() < 1 || v.dims() < 1) throw InvalidArgument("scores.shape", "()", "4 to 6 dimensions");
   Ints shape(s.shape().begin(), s.shape().end());
   shape.back() = v.shape().back();
-  Tensor output = empty(place_of(scores), shape, s.dtype());
+  const Place place = place_of(scores);
+  Tensor output = empty(place, shape, s.dtype());
   av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
-             rows("additional_values", additional_values));
+             rows("additional_values", additional_values), engine_of(place), stream_of(place));
   return output;
 }
 
@@ -286,7 +292,8 @@ Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor
                           gradient_of(place, v, wants(wanted, 1), s.dtype()),
                           gradient_of(place, extra, wants(wanted, 2), s.dtype())};
   vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, rows("grad_output", grad_output),
-                     {gradients[0].view, gradients[1].view, gradients[2].view}, extra);
+                     {gradients[0].view, gradients[1].view, gradients[2].view}, extra, engine_of(place),
+                     stream_of(place));
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor};
 }
 
@@ -303,13 +310,27 @@ std::vector<std::string> build_info() {
   return {std::string(version()), TORCH_VERSION, joined(cpu_targets_built()), joined(cpu_targets_available())};
 }
 
+// The largest head dim that engine sm80 takes, 0 where it takes none; with packed sequences or key lengths, or without.
+std::int64_t gpu_head_dim(const std::string& dtype, bool lists) {
+  Problem problem;
+  problem.dtype = parse_dtype(dtype);
+  Dense mask{.keys = 1};
+  if (lists) mask.key_lengths = {1};
+  problem.layout = 1;
+  problem.mask = mask;
+  std::int64_t takes = 0, refuses = 1 << 16;
+  while (refuses - takes > 1) {
+    problem.head_dim = problem.head_dim_v = (takes + refuses) / 2;
+    (supports(problem, Engine::sm80).empty() ? takes : refuses) = problem.head_dim;
+  }
+  return takes;
+}
+
 void nvrtc_directory(const std::string& directory) { jit::set_nvrtc_directory(directory); }
 
-}  // namespace
-}  // namespace vicus::binding
-
-STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
-  using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
+// The operators that compute: the tensors say where.
+template <class Library>
+void implement(Library& m) {
   m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
   m.impl("neighborhood", TORCH_BOX(&neighborhood));
   m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
@@ -324,17 +345,14 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) {
   m.impl("av_backward", TORCH_BOX(&av_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) {
-  using namespace vicus::binding;  // NOLINT(google-build-using-namespace): names of this file
-  m.impl("neighborhood_inference", TORCH_BOX(&neighborhood_inference));
-  m.impl("neighborhood", TORCH_BOX(&neighborhood));
-  m.impl("neighborhood_backward", TORCH_BOX(&neighborhood_backward));
-  m.impl("dense_inference", TORCH_BOX(&dense_inference));
-  m.impl("dense", TORCH_BOX(&dense));
-  m.impl("dense_backward", TORCH_BOX(&dense_backward));
-}
+}  // namespace
+}  // namespace vicus::binding
+
+STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) { vicus::binding::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) { vicus::binding::implement(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&vicus::binding::build_info));
+  m.impl("gpu_head_dim", TORCH_BOX(&vicus::binding::gpu_head_dim));
   m.impl("nvrtc_directory", TORCH_BOX(&vicus::binding::nvrtc_directory));
 }

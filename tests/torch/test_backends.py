@@ -58,7 +58,7 @@ def test_names_on_a_gpu():
     resolve = lambda name, gpu: backends.resolve(name, Elsewhere(), dense=False, gpu=gpu)  # noqa: E731
     assert {resolve(name, True) for name in (None, "auto", "sm80", "hopper-fna", "cutlass-fna")} == {"sm80"}
     assert {resolve(name, True) for name in ("flex", "flex-fna")} == {"flex"}
-    with pytest.raises(RuntimeError, match="backend is 'sm80'; it computes float16"):
+    with pytest.raises(RuntimeError, match="backend is 'sm80'; it computes head dims up to 512"):
         resolve("sm80", False)
 
 
@@ -72,12 +72,18 @@ def test_what_the_gpu_engine_takes(monkeypatch):
     takes = lambda query, **asked: backends.gpu_takes(  # noqa: E731
         query, query, **({"differentiable": False, "lists": False} | asked)
     )
-    assert takes(OnGpu())
-    assert not takes(OnGpu(), differentiable=True) and not takes(OnGpu(), lists=True)
-    for name, value in (("is_cuda", False), ("dtype", torch.float32), ("shape", (1, 8, 2, 257))):
-        other = OnGpu()
-        setattr(other, name, value)
-        assert not takes(other)
+    assert not takes(OnGpu(), differentiable=True)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        tensor = OnGpu()
+        tensor.dtype = dtype
+        assert takes(tensor)
+        tensor.shape = (1, 8, 2, 512)
+        assert takes(tensor)
+        tensor.shape = (1, 8, 2, 513)
+        assert not takes(tensor)
+    elsewhere = OnGpu()
+    elsewhere.is_cuda = False
+    assert not takes(elsewhere)
     capability = (7, 5)
     assert not takes(OnGpu())
 
