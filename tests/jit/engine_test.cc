@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "device_tensor.h"
 #include "fake_cuda.h"
 #include "jit/device.h"
-#include "jit/driver.h"
 #include "vicus/vicus.hpp"
 
 namespace vicus {
@@ -18,6 +18,7 @@ namespace {
 
 using vicus::testing::fake_cuda;
 using vicus::testing::FakeCuda;
+using vicus::testing::Tensor;
 
 int stream = 0;  // any address
 
@@ -27,29 +28,6 @@ int compilations() {
   for (std::string line; std::getline(in, line);) ++lines;
   return lines;
 }
-
-/// Memory of device 0, aligned as the driver's is.
-class Tensor {
- public:
-  Tensor(DType dtype, const std::vector<std::int64_t>& shape, std::int64_t offset = 0) {
-    const jit::ContextGuard context(0);
-    const TensorLayout layout{std::span<const std::int64_t>(shape)};
-    const std::size_t bytes = (static_cast<std::size_t>(layout.numel() + offset) + 16) * dtype_size(dtype);
-    jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, nullptr), "cuMemAllocAsync");
-    const std::uintptr_t start = (data_ + 15) / 16 * 16 + static_cast<std::uintptr_t>(offset) * dtype_size(dtype);
-    view = TensorView(reinterpret_cast<void*>(start), dtype, layout);
-  }
-  ~Tensor() { jit::driver().cuMemFreeAsync(data_, nullptr); }
-  Tensor(Tensor&&) = delete;
-  Tensor(const Tensor&) = delete;
-  Tensor& operator=(Tensor&&) = delete;
-  Tensor& operator=(const Tensor&) = delete;
-
-  TensorView view;
-
- private:
-  jit::CUdeviceptr data_ = 0;
-};
 
 /// All tensors of a problem. `offset` moves their starts, in elements.
 struct Data {

@@ -186,7 +186,7 @@ EXPORT cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz,
                             bx,
                             shared,
                             stream,
-                            std::string(static_cast<const char*>(params[0]), FakeCuda::kArgBytes)});
+                            std::string(static_cast<const char*>(params[0]), state.recorded_bytes)});
   return 0;
 }
 EXPORT cuStreamIsCapturing(void*, int* status) {

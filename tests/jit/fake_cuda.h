@@ -37,7 +37,8 @@ struct FakeCuda {
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
   std::atomic<int> capture_status{0};
-  std::mutex mutex;  // of the rest
+  std::mutex mutex;                        // of the rest
+  std::size_t recorded_bytes = kArgBytes;  // of the arguments of a launch
   std::string failing_call;
   int failing_code = 0;
   std::vector<FakeLaunch> launches;

@@ -1,0 +1,40 @@
+// Tensors in the memory of the driver that the tests bring along.
+#ifndef VICUS_TESTS_JIT_DEVICE_TENSOR_H_
+#define VICUS_TESTS_JIT_DEVICE_TENSOR_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "jit/device.h"
+#include "jit/driver.h"
+#include "vicus/tensor.h"
+
+namespace vicus::testing {
+
+/// Memory of device 0, aligned as the driver's is.
+class Tensor {
+ public:
+  Tensor(DType dtype, const std::vector<std::int64_t>& shape, std::int64_t offset = 0) {
+    const jit::ContextGuard context(0);
+    const TensorLayout layout{std::span<const std::int64_t>(shape)};
+    const std::size_t bytes = (static_cast<std::size_t>(layout.numel() + offset) + 16) * dtype_size(dtype);
+    jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, nullptr), "cuMemAllocAsync");
+    const std::uintptr_t start = (data_ + 15) / 16 * 16 + static_cast<std::uintptr_t>(offset) * dtype_size(dtype);
+    view = TensorView(reinterpret_cast<void*>(start), dtype, layout);
+  }
+  ~Tensor() { jit::driver().cuMemFreeAsync(data_, nullptr); }
+  Tensor(Tensor&&) = delete;
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(Tensor&&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  TensorView view;
+
+ private:
+  jit::CUdeviceptr data_ = 0;
+};
+
+}  // namespace vicus::testing
+
+#endif  // VICUS_TESTS_JIT_DEVICE_TENSOR_H_
