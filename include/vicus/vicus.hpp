@@ -4,6 +4,7 @@
 
 #include "vicus/attention.h"
 #include "vicus/compile.h"
+#include "vicus/device.h"
 #include "vicus/error.h"
 #include "vicus/geometry.h"
 #include "vicus/info.h"

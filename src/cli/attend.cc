@@ -11,6 +11,7 @@
 #include "cli/problem_options.h"
 #include "cli/validators.h"
 #include "vicus/attention.h"
+#include "vicus/device.h"
 #include "vicus/error.h"
 
 namespace vicus::cli {
@@ -102,6 +103,28 @@ TensorView allocate(OutputArray& array, DType dtype, std::vector<std::int64_t> s
   return {array.data.data(), dtype, layout};
 }
 
+std::size_t bytes_of(const ConstTensorView& view) {
+  return view ? static_cast<std::size_t>(view.numel()) * dtype_size(view.dtype()) : 0;
+}
+
+/// `forward` of arrays in memory of the host.
+void forward_on_device(const Plan& plan, AttentionInputs inputs, const TensorView& output,
+                       const TensorView& logsumexp) {
+  std::vector<DeviceMemory> copies;
+  for (ConstTensorView* const view : {&inputs.query, &inputs.key, &inputs.value, &inputs.additional_keys,
+                                      &inputs.additional_values, &inputs.rpb, &inputs.attn_bias}) {
+    if (!*view) continue;
+    const DeviceMemory& copy = copies.emplace_back(bytes_of(*view));
+    copy.write(view->data());
+    *view = ConstTensorView(copy.data(), view->dtype(), *view);
+  }
+  const DeviceMemory result(bytes_of(output)), sums(bytes_of(logsumexp));
+  const TensorView sums_view = logsumexp ? TensorView(sums.data(), logsumexp.dtype(), logsumexp) : TensorView();
+  forward(plan, inputs, TensorView(result.data(), output.dtype(), output), sums_view);
+  result.read(output.data());
+  sums.read(logsumexp.data());
+}
+
 void attend(const AttendOptions& options, Files& files) {
   (void)make_mask(options.mask);  // options that contradict each other are reported before any file is opened
   const PlanOptions plan_options = make_plan_options(options.engine);
@@ -134,7 +157,11 @@ void attend(const AttendOptions& options, Files& files) {
     logsumexp = allocate(outputs[1], problem.dtype == DType::float64 ? DType::float64 : DType::float32,
                          problem.logsumexp_shape());
   }
-  forward(plan, inputs, output, logsumexp);
+  if (plan.engine == Engine::sm80) {
+    forward_on_device(plan, inputs, output, logsumexp);
+  } else {
+    forward(plan, inputs, output, logsumexp);
+  }
   write_arrays(files, outputs);
 }
 

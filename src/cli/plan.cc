@@ -8,6 +8,7 @@
 
 #include "cli/plan_json.h"
 #include "cli/problem_options.h"
+#include "vicus/compile.h"
 #include "vicus/plan.h"
 
 namespace vicus::cli {
@@ -23,11 +24,14 @@ struct PlanCommandOptions {
   ShapeOptions shape;
   MaskOptions mask;
   EngineOptions engine;
+  std::string arch;
   bool json = false;
 };
 
 void print_plan(const PlanCommandOptions& options, std::ostream& out) {
-  const Plan plan = choose_plan(make_problem(options.shape, options.mask), make_plan_options(options.engine));
+  PlanOptions plan_options = make_plan_options(options.engine);
+  if (!options.arch.empty()) plan_options.gpu = gpu_targets(options.arch, "--arch").front();
+  const Plan plan = choose_plan(make_problem(options.shape, options.mask), plan_options);
   if (options.json) {
     out << to_json(plan).dump(2) << '\n';
     return;
@@ -45,6 +49,8 @@ void add_plan(CLI::App& app, Context& context) {
   add_shape_options(*command, options->shape);
   add_mask_options(*command, options->mask);
   add_engine_options(*command, options->engine);
+  command->add_option("--arch", options->arch, "With --engine sm80: sm_80, sm_90, ... [the first GPU of this machine]")
+      ->type_name("NAME");
   command->add_flag("--json", options->json, "Print JSON");
   command->callback(
       [options, &context] { context.action = [options, &context] { print_plan(*options, context.out); }; });

@@ -137,7 +137,9 @@ void add_shape_options(CLI::App& command, ShapeOptions& options) {
 
 void add_engine_options(CLI::App& command, EngineOptions& options) {
   const char* const group = "Engine";
-  command.add_option("--engine", options.engine, "auto, cpu or reference (slow loops in float64) [auto]")
+  command
+      .add_option("--engine", options.engine,
+                  "auto (the CPU), cpu, sm80 (the first NVIDIA GPU) or reference (slow loops) [auto]")
       ->type_name("NAME")
       ->group(group);
   command.add_option("--threads", options.threads, "CPU threads [one for each core]")

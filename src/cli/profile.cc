@@ -23,13 +23,15 @@
 #include "cli/progress.h"
 #include "cli/validators.h"
 #include "vicus/attention.h"
+#include "vicus/device.h"
 
 namespace vicus::cli {
 namespace {
 
 constexpr const char* kFooter =
     R"(Useful work counts only (query, key) pairs of the mask; its floor is the time that this work takes when every arithmetic
-unit is busy all the time. The peak behind it is measured before and after the run unless --peak-gflops gives it.
+unit is busy all the time. The peak behind it is measured before and after the run unless --peak-gflops gives it; that of a
+GPU is not measured. A GPU is timed by its own clock, with all arrays in its memory.
 
 Examples:
   vicus profile --layout 56 56 --heads 8 --head-dim 64 --kernel-size 13 13
@@ -47,9 +49,10 @@ struct ProfileOptions {
   bool no_backward = false, json = false;
 };
 
-/// A tensor of its own memory.
+/// A tensor of its own memory, of the host or of a GPU.
 struct Tensor {
   std::vector<std::byte> data;
+  DeviceMemory device;
   TensorView view;
 };
 
@@ -93,6 +96,35 @@ Tensor random_tensor(DType dtype, const std::vector<std::int64_t>& shape, std::m
   return tensor;
 }
 
+/// The tensor where the plan's engine wants it.
+Tensor placed(Tensor tensor, const Plan& plan) {
+  if (plan.engine != Engine::sm80) return tensor;
+  tensor.device = DeviceMemory(tensor.data.size());
+  tensor.device.write(tensor.data.data());
+  tensor.data = {};
+  tensor.view = TensorView(tensor.device.data(), tensor.view.dtype(), tensor.view);
+  return tensor;
+}
+
+/// Makes a call and returns its seconds, by the clock of what computes it.
+using Clock = std::function<double(const std::function<void()>&)>;
+
+double seconds_on_cpu(const std::function<void()>& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+Clock clock_of(const Plan& plan) {
+  if (plan.engine != Engine::sm80) return seconds_on_cpu;
+  return [timer = std::make_shared<DeviceTimer>()](const std::function<void()>& call) {
+    timer->start();
+    call();
+    timer->stop();
+    return timer->seconds();
+  };
+}
+
 struct Timing {
   std::vector<double> seconds;  // sorted
   [[nodiscard]] double quantile(double q) const {
@@ -101,24 +133,20 @@ struct Timing {
 };
 
 /// Times `call`: `warmup` times without the clock, then until `repeats` or `budget` seconds are reached, at least once.
-Timing time_calls(const std::function<void()>& call, const ProfileOptions& options, double budget, Progress& progress,
-                  const std::string& label) {
-  using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-  };
-  const auto begin = Clock::now();
+Timing time_calls(const std::function<void()>& call, const Clock& clock, const ProfileOptions& options, double budget,
+                  Progress& progress, const std::string& label) {
+  using Wall = std::chrono::steady_clock;
+  const auto since = [](Wall::time_point begin) { return std::chrono::duration<double>(Wall::now() - begin).count(); };
+  const auto begin = Wall::now();
   progress.update(label + ", warm-up", 0);
   for (int i = 0; i < options.warmup; ++i) {
-    call();
+    clock(call);
     if (since(begin) > budget / 2) break;
   }
   Timing timing;
   while (timing.seconds.empty() ||
          (static_cast<int>(timing.seconds.size()) < options.repeats && since(begin) < budget)) {
-    const auto start = Clock::now();
-    call();
-    timing.seconds.push_back(since(start));
+    timing.seconds.push_back(clock(call));
     progress.update(label,
                     std::max(static_cast<double>(timing.seconds.size()) / options.repeats, since(begin) / budget));
   }
@@ -137,11 +165,12 @@ struct Data {
   AttentionInputs inputs;
 };
 
-Data random_inputs(const Problem& problem) {
+Data random_inputs(const Plan& plan) {
+  const Problem& problem = plan.problem;
   std::mt19937_64 random(1);  // the same data in every run: timings compare
   Data data;
   const auto fill = [&](Tensor& tensor, ConstTensorView& view, const std::vector<std::int64_t>& shape) {
-    tensor = random_tensor(problem.dtype, shape, random);
+    tensor = placed(random_tensor(problem.dtype, shape, random), plan);
     view = tensor.view;
   };
   fill(data.query, data.inputs.query, problem.query_shape());
@@ -158,67 +187,92 @@ Data random_inputs(const Problem& problem) {
 
 std::vector<Pass> run_passes(const Plan& plan, const ProfileOptions& options, Progress& progress) {
   const Problem& problem = plan.problem;
-  const Data data = random_inputs(problem);
+  const Clock clock = clock_of(plan);
+  const auto make = [&](DType dtype, const std::vector<std::int64_t>& shape) {
+    return placed(make_tensor(dtype, shape), plan);
+  };
+  const Data data = random_inputs(plan);
   const DType lse_dtype = problem.dtype == DType::float64 ? DType::float64 : DType::float32;
-  const Tensor output = make_tensor(problem.dtype, problem.output_shape());
-  const Tensor logsumexp = make_tensor(lse_dtype, problem.logsumexp_shape());
+  const Tensor output = make(problem.dtype, problem.output_shape());
+  const Tensor logsumexp = make(lse_dtype, problem.logsumexp_shape());
   const double budget = options.seconds / (options.no_backward ? 1 : 2);
   std::vector<Pass> passes;
   const auto forward_call = [&] { forward(plan, data.inputs, output.view, logsumexp.view); };
-  passes.push_back({"forward", time_calls(forward_call, options, budget, progress, "forward"), plan.forward_flops,
-                    plan.forward_bytes});
+  passes.push_back({"forward", time_calls(forward_call, clock, options, budget, progress, "forward"),
+                    plan.forward_flops, plan.forward_bytes});
   if (options.no_backward) return passes;
 
   std::mt19937_64 random(2);
-  const Tensor grad_output = random_tensor(problem.dtype, problem.output_shape(), random);
+  const Tensor grad_output = placed(random_tensor(problem.dtype, problem.output_shape(), random), plan);
   const AttentionGradInputs grad_inputs = {output.view, logsumexp.view, grad_output.view, {}};
-  const Tensor dq = make_tensor(problem.dtype, problem.query_shape());
-  const Tensor dk = make_tensor(problem.dtype, problem.key_shape());
-  const Tensor dv = make_tensor(problem.dtype, problem.value_shape());
+  const Tensor dq = make(problem.dtype, problem.query_shape());
+  const Tensor dk = make(problem.dtype, problem.key_shape());
+  const Tensor dv = make(problem.dtype, problem.value_shape());
   Tensor extra_keys, extra_values, bias;
   AttentionGradients gradients;
   gradients.query = dq.view;
   gradients.key = dk.view;
   gradients.value = dv.view;
   if (problem.additional_tokens > 0) {
-    extra_keys = make_tensor(problem.dtype, problem.additional_keys_shape());
-    extra_values = make_tensor(problem.dtype, problem.additional_values_shape());
+    extra_keys = make(problem.dtype, problem.additional_keys_shape());
+    extra_values = make(problem.dtype, problem.additional_values_shape());
     gradients.additional_keys = extra_keys.view;
     gradients.additional_values = extra_values.view;
   }
   if (problem.rpb) {
-    bias = make_tensor(problem.dtype, problem.rpb_shape());
+    bias = make(problem.dtype, problem.rpb_shape());
     gradients.rpb = bias.view;
   }
   const auto backward_call = [&] { backward(plan, data.inputs, grad_inputs, gradients); };
-  passes.push_back({"backward", time_calls(backward_call, options, budget, progress, "backward"), plan.backward_flops,
-                    plan.backward_bytes});
+  passes.push_back({"backward", time_calls(backward_call, clock, options, budget, progress, "backward"),
+                    plan.backward_flops, plan.backward_bytes});
   return passes;
 }
 
-Json pass_json(const Pass& pass, const Peak& peak) {
+/// What passes are compared with; none where no peak was given and none is measured.
+struct Reference {
+  std::optional<Peak> peak;
+  bool measured = false;
+};
+
+Json pass_json(const Pass& pass, const Reference& reference) {
   const double median = pass.timing.quantile(0.5);
-  return {{"repeats", pass.timing.seconds.size()},
-          {"seconds_median", median},
-          {"seconds_min", pass.timing.quantile(0)},
-          {"seconds_max", pass.timing.quantile(1)},
-          {"seconds_quartiles", {pass.timing.quantile(0.25), pass.timing.quantile(0.75)}},
-          {"useful_flops", pass.flops},
-          {"useful_flops_per_second", pass.flops / median},
-          {"compulsory_bytes", pass.bytes},
-          {"compulsory_bytes_per_second", pass.bytes / median},
-          {"floor_seconds", pass.flops / peak.flops_per_second},
-          {"share_of_peak", pass.flops / median / peak.flops_per_second}};
+  Json json = {{"repeats", pass.timing.seconds.size()},
+               {"seconds_median", median},
+               {"seconds_min", pass.timing.quantile(0)},
+               {"seconds_max", pass.timing.quantile(1)},
+               {"seconds_quartiles", {pass.timing.quantile(0.25), pass.timing.quantile(0.75)}},
+               {"useful_flops", pass.flops},
+               {"useful_flops_per_second", pass.flops / median},
+               {"compulsory_bytes", pass.bytes},
+               {"compulsory_bytes_per_second", pass.bytes / median}};
+  if (reference.peak) {
+    json["floor_seconds"] = pass.flops / reference.peak->flops_per_second;
+    json["share_of_peak"] = pass.flops / median / reference.peak->flops_per_second;
+  }
+  return json;
 }
 
-void print(const std::vector<Pass>& passes, const Plan& plan, const Peak& peak, bool measured, std::ostream& out) {
+void print(const std::vector<Pass>& passes, const Plan& plan, const Reference& reference, std::ostream& out) {
   const auto column = [&](int width, double value, int digits) {
     out << std::setw(width) << std::fixed << std::setprecision(digits) << value;
   };
-  out << "engine " << engine_name(plan.engine) << ", " << plan.threads << " threads, " << dtype_name(plan.problem.dtype)
-      << "\npeak   " << std::fixed << std::setprecision(1) << peak.flops_per_second * 1e-9 << " GFLOP/s ("
-      << (measured ? "measured here, multiply-adds in registers, " + peak.target : "as given") << ")\n\n"
-      << "pass       median ms      min      max  repeats  useful GFLOP/s     GB/s  floor ms  of peak\n";
+  out << "engine " << engine_name(plan.engine) << ", ";
+  if (plan.engine == Engine::sm80) {
+    out << plan.gpu.device.multiprocessors << " multiprocessors";
+  } else {
+    out << plan.threads << " threads";
+  }
+  out << ", " << dtype_name(plan.problem.dtype) << "\npeak   ";
+  if (reference.peak) {
+    out << std::fixed << std::setprecision(1) << reference.peak->flops_per_second * 1e-9 << " GFLOP/s ("
+        << (reference.measured ? "measured here, multiply-adds in registers, " + reference.peak->target : "as given")
+        << ")\n\n";
+  } else {
+    out << "not measured on GPUs; --peak-gflops gives it\n\n";
+  }
+  out << "pass       median ms      min      max  repeats  useful GFLOP/s     GB/s"
+      << (reference.peak ? "  floor ms  of peak\n" : "\n");
   for (const Pass& pass : passes) {
     const double median = pass.timing.quantile(0.5);
     out << std::left << std::setw(10) << pass.name << std::right;
@@ -228,37 +282,40 @@ void print(const std::vector<Pass>& passes, const Plan& plan, const Peak& peak, 
     out << std::setw(9) << pass.timing.seconds.size();
     column(16, pass.flops / median * 1e-9, 2);
     column(9, pass.bytes / median * 1e-9, 2);
-    column(10, pass.flops / peak.flops_per_second * 1e3, 3);
-    column(7, pass.flops / median / peak.flops_per_second * 100, 1);
-    out << " %\n";
+    if (reference.peak) {
+      column(10, pass.flops / reference.peak->flops_per_second * 1e3, 3);
+      column(7, pass.flops / median / reference.peak->flops_per_second * 100, 1);
+      out << " %";
+    }
+    out << '\n';
   }
 }
 
 void profile(const ProfileOptions& options, Context& context) {
   const Plan plan = choose_plan(make_problem(options.shape, options.mask), make_plan_options(options.engine));
-  Peak peak;
+  const auto measure = [&] { return measure_peak(plan.problem.dtype == DType::float64, plan.threads); };
+  Reference reference{.peak = {}, .measured = !options.peak_gflops && plan.engine != Engine::sm80};
+  if (options.peak_gflops) reference.peak = Peak{.flops_per_second = *options.peak_gflops * 1e9, .target = {}};
   std::vector<Pass> passes;
   {
     Progress progress(context.err, context.progress);
-    if (options.peak_gflops) {
-      peak.flops_per_second = *options.peak_gflops * 1e9;
-    } else {
+    if (reference.measured) {
       progress.update("peak", 0);
-      peak = measure_peak(plan.problem.dtype == DType::float64, plan.threads);
+      reference.peak = measure();
     }
     passes = run_passes(plan, options, progress);
-    if (!options.peak_gflops) {  // again: what disturbed the first measurement may be over
-      const Peak after = measure_peak(plan.problem.dtype == DType::float64, plan.threads);
-      peak.flops_per_second = std::max(peak.flops_per_second, after.flops_per_second);
+    if (reference.measured) {  // again: what disturbed the first measurement may be over
+      reference.peak->flops_per_second = std::max(reference.peak->flops_per_second, measure().flops_per_second);
     }
   }
-  const bool measured = !options.peak_gflops;
-  if (!options.json) return print(passes, plan, peak, measured, context.out);
-  Json json = {{"plan", to_json(plan)},
-               {"peak_flops_per_second", peak.flops_per_second},
-               {"peak_source", measured ? "measured" : "given"}};
-  if (measured) json["peak_target"] = peak.target;
-  for (const Pass& pass : passes) json[pass.name] = pass_json(pass, peak);
+  if (!options.json) return print(passes, plan, reference, context.out);
+  Json json = {{"plan", to_json(plan)}};
+  if (reference.peak) {
+    json["peak_flops_per_second"] = reference.peak->flops_per_second;
+    json["peak_source"] = reference.measured ? "measured" : "given";
+  }
+  if (reference.measured) json["peak_target"] = reference.peak->target;
+  for (const Pass& pass : passes) json[pass.name] = pass_json(pass, reference);
   context.out << json.dump(2) << '\n';
 }
 

@@ -53,6 +53,15 @@ Driver open_driver() {
   need(d.cuLaunchKernel, "cuLaunchKernel");
   need(d.cuStreamIsCapturing, "cuStreamIsCapturing");
   need(d.cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode");
+  need(d.cuMemAlloc, "cuMemAlloc_v2");
+  need(d.cuMemFree, "cuMemFree_v2");
+  need(d.cuMemcpyHtoD, "cuMemcpyHtoD_v2");
+  need(d.cuMemcpyDtoH, "cuMemcpyDtoH_v2");
+  need(d.cuEventCreate, "cuEventCreate");
+  need(d.cuEventDestroy, "cuEventDestroy_v2");
+  need(d.cuEventRecord, "cuEventRecord");
+  need(d.cuEventSynchronize, "cuEventSynchronize");
+  need(d.cuEventElapsedTime, "cuEventElapsedTime");
   need(d.cuMemAllocAsync, "cuMemAllocAsync");
   need(d.cuMemFreeAsync, "cuMemFreeAsync");
   need(d.cuMemsetD8Async, "cuMemsetD8Async");

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <string>
 
+#include "vicus/device.h"
 #include "vicus/error.h"
 
 namespace vicus::jit {
@@ -18,6 +19,7 @@ using CUcontext = struct CUctx_st*;
 using CUmodule = struct CUmod_st*;
 using CUfunction = struct CUfunc_st*;
 using CUstream = struct CUstream_st*;
+using CUevent = ::CUevent_st*;
 
 inline constexpr CUresult kCudaSuccess = 0, kCudaInvalidValue = 1, kCudaNoDevice = 100, kCudaCaptureImplicit = 906;
 
@@ -69,6 +71,15 @@ struct Driver {
                              void** extra);
   CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus*);
   CUresult (*cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode*);
+  CUresult (*cuMemAlloc)(CUdeviceptr*, std::size_t bytes);
+  CUresult (*cuMemFree)(CUdeviceptr);
+  CUresult (*cuMemcpyHtoD)(CUdeviceptr to, const void* from, std::size_t bytes);
+  CUresult (*cuMemcpyDtoH)(void* to, CUdeviceptr from, std::size_t bytes);
+  CUresult (*cuEventCreate)(CUevent*, unsigned flags);
+  CUresult (*cuEventDestroy)(CUevent);
+  CUresult (*cuEventRecord)(CUevent, CUstream);
+  CUresult (*cuEventSynchronize)(CUevent);
+  CUresult (*cuEventElapsedTime)(float* milliseconds, CUevent start, CUevent stop);
   CUresult (*cuMemAllocAsync)(CUdeviceptr*, std::size_t bytes, CUstream);
   CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
   CUresult (*cuMemsetD8Async)(CUdeviceptr, unsigned char value, std::size_t bytes, CUstream);
