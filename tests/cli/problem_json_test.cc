@@ -60,7 +60,7 @@ TEST(ProblemJson, ReadsWhatPlanPrints) {
     const Json json = to_json(validate(problem));
     lines += json.dump() + "\n";
     pretty += Json{{"engine", "cpu"}, {"problem", json}}.dump(2);
-    array += (array.size() > 1 ? "," : "") + json.dump();
+    array.append(array.size() > 1 ? "," : "").append(json.dump());
   }
   for (const std::string& text : {lines, pretty, array + "]"}) {
     const auto read = parse_problems(text, "list.json");
