@@ -26,7 +26,7 @@ case "$kind" in
   *) echo "run_tests.sh: argument is $kind; allowed: release, asan, tsan" >&2; exit 2 ;;
 esac
 # What tests/install builds is not instrumented: one run of it is enough.
-[[ $kind == release ]] && python_tests+=(tests/install tests/torch)
+[[ $kind == release ]] && python_tests+=(tests/install tests/torch tests/nn)
 export UBSAN_OPTIONS="print_stacktrace=1 ${UBSAN_OPTIONS:-}"
 # Several test processes share the cores: threads that wait for work must not burn the time of others.
 export OMP_WAIT_POLICY=passive

@@ -1,6 +1,8 @@
 """vicus: dense and neighborhood attention for PyTorch."""
 
+import importlib
 import logging
+from typing import Any
 
 from vicus._library import info
 from vicus.context import (
@@ -38,6 +40,14 @@ from vicus.unfused import na1d_av, na1d_qk, na2d_av, na2d_qk, na3d_av, na3d_qk
 from vicus.varlen import generate_varlen_parameters
 
 logging.getLogger("vicus").addHandler(logging.NullHandler())  # silent until the program configures logging
+
+
+def __getattr__(name: str) -> Any:
+    """`vicus.nn`, when it is first asked for: who calls operators alone does not wait for the layers."""
+    if name == "nn":
+        return importlib.import_module("vicus.nn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "MemoryUsagePreference",

@@ -74,25 +74,40 @@ def _engine_of(query: Tensor, gpu: bool) -> str:
     return engines()[0] if query.device.type in _ENGINE_DEVICES else "flex"
 
 
-def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool) -> bool:
-    """Whether the GPU engine "sm80" computes a call.
+def gpu_refuses(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, *, differentiable: bool, lists: bool
+) -> str:
+    """Why the GPU engine "sm80" does not compute a call, in words.
 
     Args:
-        query: Of the call.
-        value: Of the call.
+        capability: Compute capability of the device.
+        dtype: Of query, key and value.
+        head_dim: The largest of query and value.
         differentiable: Whether gradients are asked for.
         lists: Whether the call has packed sequences or key lengths.
 
     Returns:
-        The answer: every dtype and head dims up to 512, as the core says, on devices of compute capability 8.0 or
-        more. float32 and float64 are computed exactly, whatever PyTorch's switch for TF32 says.
+        The reason; empty when it computes it: every dtype and head dims up to 512, as the core says, on devices of
+        compute capability 8.0 or more. float32 and float64 are computed exactly, whatever PyTorch's switch for TF32
+        says.
     """
-    return (
-        query.is_cuda
-        and (not differentiable or query.dtype in _GPU_GRADIENTS)
-        and max(query.shape[-1], value.shape[-1]) <= _GPU_HEAD_DIM[query.dtype, lists]
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
+    if capability < (8, 0):
+        return f"compute capability is {capability}; engine sm80 needs (8, 0) or more"
+    if differentiable and dtype not in _GPU_GRADIENTS:
+        return f"gradients of {dtype} are wanted; engine sm80 computes none from PyTorch"
+    largest = _GPU_HEAD_DIM.get((dtype, lists), 0)
+    if head_dim > largest:
+        what = " with lists of lengths" if lists else ""
+        return f"head dim is {head_dim}; engine sm80 takes up to {largest} of {dtype}{what}"
+    return ""
+
+
+def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool) -> bool:
+    """Whether the GPU engine "sm80" computes a call: whether `gpu_refuses` has nothing against these tensors."""
+    if not query.is_cuda:
+        return False
+    capability, head_dim = torch.cuda.get_device_capability(query.device), max(query.shape[-1], value.shape[-1])
+    return not gpu_refuses(capability, query.dtype, head_dim, differentiable=differentiable, lists=lists)
 
 
 def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool = False, gpu: bool = False) -> str:

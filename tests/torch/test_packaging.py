@@ -81,7 +81,9 @@ def test_no_second_openmp_runtime_in_the_process():
 def test_import_is_lean():
     imported = run(NEW_IMPORTS).split()
     assert "vicus" in imported
-    heavy = re.compile(r"torch\._(dynamo|inductor)|flex_attention|numpy|vicus\.(flex|composite|natten|backends|legacy)")
+    heavy = re.compile(
+        r"torch\._(dynamo|inductor)|flex_attention|numpy|vicus\.(flex|composite|natten|backends|legacy|nn)"
+    )
     assert [name for name in imported if heavy.search(name)] == []
 
 
@@ -132,13 +134,15 @@ def test_wheel_serves_every_python(wheel):
         names = file.namelist()
         about = email.message_from_bytes(file.read(next(n for n in names if n.endswith("METADATA"))))
     assert about["Requires-Python"] == ">=3.10"
-    assert about.get_all("Requires-Dist") == ["torch>=2.10"]
+    assert about.get_all("Requires-Dist") == ["torch>=2.10", 'PyYAML>=6; extra == "yaml"']
     sources = {f"vicus/{path.relative_to(ROOT / 'python/vicus')}" for path in (ROOT / "python/vicus").rglob("*.py")}
     inside = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     extra = inside - sources
     assert sources <= inside
     assert "vicus/_C.so" in extra
-    assert {name for name in extra if not re.fullmatch(r"vicus/(_C\.so|py\.typed|libhwy\.so\.\d+)", name)} == set()
+    beside = r"vicus/(_C\.so|py\.typed|nn/preference\.json|libhwy\.so\.\d+)"
+    assert {name for name in extra if not re.fullmatch(beside, name)} == set()
+    assert "vicus/nn/preference.json" in extra
     assert any("highway" in name for name in names)
 
 
