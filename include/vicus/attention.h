@@ -9,7 +9,9 @@
 #ifndef VICUS_ATTENTION_H_
 #define VICUS_ATTENTION_H_
 
+#include <cstdint>
 #include <optional>
+#include <span>
 
 #include "vicus/export.h"
 #include "vicus/plan.h"
@@ -27,11 +29,17 @@ struct AttentionInputs {
   ConstTensorView additional_values = {};  ///< [B, T, Hkv, Dv]
   ConstTensorView rpb = {};        ///< [H, 2 * w0 - 1, ...], of the problem's dtype, float32 or float64; any strides
   ConstTensorView attn_bias = {};  ///< [B or 1, H or 1, Sq, Sk], any dtype and strides
+  /// Lists of a problem with `Dense::device`, int32 in memory of the GPU that the tensors are on. They are read when the
+  /// stream gets there: memory and contents must stay until then.
+  std::span<const std::int32_t> cumulative_queries = {};  ///< [device.sequences + 1]
+  std::span<const std::int32_t> cumulative_keys = {};     ///< [device.sequences + 1]
+  std::span<const std::int32_t> key_lengths = {};         ///< [B]
 };
 
 /// Computes `output` [B, *X, H, Dv] and, if present, `logsumexp` [B, *X, H] (natural logarithm; float32, or float64 when
 /// the problem is float64). Engine sm80: all tensors are device memory, and the work is queued on `stream` (a cudaStream_t
-/// or CUstream of their device).
+/// or CUstream of their device). Lists that a problem itself holds (Dense::key_lengths, ...) are copied to the device by
+/// every call, which cannot be captured into a CUDA graph: see `Dense::device`.
 VICUS_API void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
                        const TensorView& logsumexp = {}, void* stream = nullptr);
 

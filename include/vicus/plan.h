@@ -27,7 +27,8 @@ enum class Engine : std::uint8_t {
 /// The inverse. Throws InvalidArgument naming `argument`.
 [[nodiscard]] VICUS_API Engine parse_engine(std::string_view name, const std::string& argument = "engine");
 
-/// Empty when `engine` takes the (valid) problem, otherwise the reason in words.
+/// Empty when `engine` takes the (valid) problem, otherwise the reason in words. `automatic` stands for the engines of the
+/// CPU: a problem does not say where its tensors are.
 [[nodiscard]] VICUS_API std::string supports(const Problem& problem, Engine engine);
 
 /// How much scratch memory a backward pass may trade for parallelism.
@@ -155,7 +156,9 @@ struct Plan {
   Engine engine = Engine::cpu;
   std::string reason;  ///< why this engine
   int threads = 1;
-  double mask_pairs = 0;                         ///< as in Work
+  /// As in Work. With Dense::device this and every count below are those of the longest lengths: of as many sequences of
+  /// max_queries and max_keys as there are tokens for, without padding among the keys.
+  double mask_pairs = 0;
   double forward_flops = 0, backward_flops = 0;  ///< useful: 2 * (D + Dv) and 2 * (3 * D + 2 * Dv) per pair of the mask
   double forward_bytes = 0, backward_bytes = 0;  ///< each tensor moved once
   ForwardPlan forward;                           ///< engine cpu

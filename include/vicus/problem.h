@@ -60,6 +60,23 @@ enum class Causal : std::uint8_t {
   bottom_right,  ///< key j <= query i + Sk - Sq (FlashAttention)
 };
 
+/// Lengths that only a call knows: its AttentionInputs hold the lists, in memory of the GPU. A plan knows these bounds and
+/// no list, so it serves every batch within them, and a CUDA graph replays with whatever the lists then hold. For engine
+/// sm80.
+///
+/// Lists keep the rules of the lists in `Dense`, with two freedoms: packed sequences may end before the tokens do (what
+/// follows belongs to no sequence: output 0, logsumexp -inf, gradients 0), and a sequence may be empty. Nobody checks
+/// them, as that would wait for the device. Wrong lists make wrong results, but nothing outside the tensors is touched;
+/// of a sequence longer than its bound the rest may be left unwritten.
+struct DeviceLengths {
+  std::int64_t sequences = 0;    ///< packed sequences; 0: not packed
+  std::int64_t max_queries = 0;  ///< of the longest packed sequence, at most the queries there are
+  std::int64_t max_keys = 0;     ///< the same for keys
+  bool key_lengths = false;      ///< key padding; not with packed sequences
+  [[nodiscard]] bool any() const noexcept { return sequences > 0 || key_lengths; }
+  friend bool operator==(const DeviceLengths&, const DeviceLengths&) = default;
+};
+
 /// Dense (flash) attention, possibly causal, within a sliding window, over padded or packed sequences.
 struct Dense {
   std::int64_t keys = 0;  ///< Sk. With packed sequences the total number of keys.
@@ -73,6 +90,15 @@ struct Dense {
   /// Packed variable-length sequences: batch is 1, sequence s holds queries [cq[s], cq[s + 1]) and keys
   /// [ck[s], ck[s + 1]); both lists start at 0, never decrease and end at the totals. Empty when not packed.
   std::vector<std::int64_t> cumulative_queries = {}, cumulative_keys = {};
+  /// In place of these three lists: lengths that come with each call.
+  DeviceLengths device = {};
+
+  [[nodiscard]] bool packed() const noexcept { return !cumulative_queries.empty() || device.sequences > 0; }
+  [[nodiscard]] bool padded() const noexcept { return !key_lengths.empty() || device.key_lengths; }
+  /// Packed sequences, 0 when not packed.
+  [[nodiscard]] std::int64_t sequences() const noexcept {
+    return cumulative_queries.empty() ? device.sequences : static_cast<std::int64_t>(cumulative_queries.size()) - 1;
+  }
   friend bool operator==(const Dense&, const Dense&) = default;
 };
 

@@ -39,7 +39,12 @@ Json to_json(const Dense& mask) {
           {"window_right", mask.window_right},
           {"key_lengths", mask.key_lengths},
           {"cumulative_queries", mask.cumulative_queries},
-          {"cumulative_keys", mask.cumulative_keys}};
+          {"cumulative_keys", mask.cumulative_keys},
+          {"device",
+           {{"sequences", mask.device.sequences},
+            {"max_queries", mask.device.max_queries},
+            {"max_keys", mask.device.max_keys},
+            {"key_lengths", mask.device.key_lengths}}}};
 }
 
 Json to_json(const QueryTile& tile) { return {{"rows", tile.rows}, {"heads", tile.heads}, {"extent", tile.extent}}; }

@@ -116,6 +116,17 @@ const Json& need_object(const Json& value, const std::string& name) {
   return value;
 }
 
+DeviceLengths read_device(const Json& value) {
+  Fields fields(need_object(value, "mask.device"), "mask.device.");
+  DeviceLengths lengths;
+  fields.read("sequences", lengths.sequences);
+  fields.read("max_queries", lengths.max_queries);
+  fields.read("max_keys", lengths.max_keys);
+  fields.read("key_lengths", lengths.key_lengths);
+  fields.finish();
+  return lengths;
+}
+
 std::variant<Neighborhood, Dense> read_mask(const Json& object) {
   Fields fields(object, "mask.");
   const bool dense = one_of(
@@ -145,6 +156,7 @@ std::variant<Neighborhood, Dense> read_mask(const Json& object) {
   fields.read("key_lengths", mask.key_lengths);
   fields.read("cumulative_queries", mask.cumulative_queries);
   fields.read("cumulative_keys", mask.cumulative_keys);
+  if (const Json* const device = fields.find("device")) mask.device = read_device(*device);
   fields.finish();
   return mask;
 }

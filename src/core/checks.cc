@@ -14,6 +14,15 @@ void require_absent(const std::string& name, const ConstTensorView& tensor, cons
   if (tensor) throw InvalidArgument(name, "given", allowed);
 }
 
+// A list in memory of a GPU: its length is all that can be checked here.
+void require_list(const std::string& name, std::span<const std::int32_t> list, std::int64_t values) {
+  if (static_cast<std::int64_t>(list.size()) != values) {
+    throw InvalidArgument(name, std::to_string(list.size()) + " values",
+                          values == 0 ? "none: the problem has no such list of the device" : std::to_string(values));
+  }
+  if (list.data() == nullptr && values > 0) throw InvalidArgument(name, "a null pointer", "data");
+}
+
 std::array<NamedView, 7> named(const AttentionInputs& in) {
   return {{{"query", in.query},
            {"key", in.key},
@@ -56,6 +65,12 @@ void check_inputs(const Problem& p, const AttentionInputs& in) {
   } else {
     require_absent("attn_bias", in.attn_bias, "absent: the problem has no attn_bias");
   }
+  const auto* dense = std::get_if<Dense>(&p.mask);
+  const DeviceLengths of = dense == nullptr ? DeviceLengths() : dense->device;
+  const std::int64_t bounds = of.sequences > 0 ? of.sequences + 1 : 0;
+  require_list("cumulative_queries", in.cumulative_queries, bounds);
+  require_list("cumulative_keys", in.cumulative_keys, bounds);
+  require_list("key_lengths", in.key_lengths, of.key_lengths ? p.batch : 0);
 }
 
 }  // namespace

@@ -21,8 +21,7 @@ geometry::Axis dense_axis(const Dense& mask, std::int64_t queries, std::int64_t 
 
 Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.batch) {
   if (const auto* dense = std::get_if<Dense>(&problem.mask)) {
-    if (!dense->cumulative_queries.empty())
-      sequences_ = static_cast<std::int64_t>(dense->cumulative_queries.size()) - 1;
+    if (dense->packed()) sequences_ = dense->sequences();
     alike_ = dense->cumulative_queries.empty() && dense->key_lengths.empty();
     return;
   }
@@ -37,8 +36,7 @@ Domain::Domain(const Problem& problem) : problem_(problem), sequences_(problem.b
 
 std::pair<std::int64_t, std::int64_t> Domain::cells_of(std::int64_t batch) const {
   const auto* dense = std::get_if<Dense>(&problem_.mask);
-  const bool packed = dense != nullptr && !dense->cumulative_queries.empty();
-  if (packed) return {0, size()};  // of one batch entry
+  if (dense != nullptr && dense->packed()) return {0, size()};  // of one batch entry
   return {batch * classes_, (batch + 1) * classes_};
 }
 
@@ -54,6 +52,9 @@ Cell Domain::cell(std::int64_t index) const {
       cell.first_key = dense->cumulative_keys[s];
       queries = dense->cumulative_queries[s + 1] - cell.first_query;
       keys = dense->cumulative_keys[s + 1] - cell.first_key;
+    } else if (dense->packed()) {
+      queries = dense->device.max_queries;
+      keys = dense->device.max_keys;
     } else {
       cell.batch = sequence;
       if (!dense->key_lengths.empty()) keys = dense->key_lengths[static_cast<std::size_t>(sequence)];

@@ -25,6 +25,7 @@ struct Cell {
   Position dilation{1, 1, 1}, residue{0, 0, 0};
 };
 
+/// Where only the calls know the lengths of sequences (Dense::device), cells have the longest: for counts, not for engines.
 class Domain {
  public:
   explicit Domain(const Problem& problem);

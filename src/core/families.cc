@@ -1,11 +1,24 @@
 #include "core/families.h"
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
 #include "core/domain.h"
 
 namespace vicus {
+namespace {
+
+// How many sequences of the longest lengths there can be: what work is counted for where only the calls know lengths.
+double longest_sequences(const Problem& problem, const Dense& mask) {
+  const auto fit = [](std::int64_t tokens, std::int64_t longest) {
+    return static_cast<double>(tokens) / static_cast<double>(std::max<std::int64_t>(longest, 1));
+  };
+  return std::min({static_cast<double>(mask.device.sequences), fit(problem.queries(), mask.device.max_queries),
+                   fit(mask.keys, mask.device.max_keys)});
+}
+
+}  // namespace
 
 std::vector<Family> families(const Problem& problem) {
   const Domain domain(problem);
@@ -26,6 +39,8 @@ std::vector<Family> families(const Problem& problem) {
       }
       list[place->second].cells += static_cast<double>(domain.size()) / static_cast<double>(differing);
     }
+    const auto& dense = std::get<Dense>(problem.mask);
+    if (dense.device.sequences > 0) list.front().cells = longest_sequences(problem, dense);
     return list;
   }
   // Residue classes of one axis have one of two lengths: that of class 0, and that of the last class.

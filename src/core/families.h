@@ -1,4 +1,6 @@
-// Exact counts over a whole problem without visiting every cell: cells whose axes are equal are counted once.
+// Exact counts over a whole problem without visiting every cell: cells whose axes are equal are counted once. Where only the
+// calls know the lengths of sequences (Dense::device), counts are those of full lengths: as many sequences of the longest
+// lengths as there are tokens for, and no padding among the keys.
 #ifndef VICUS_CORE_FAMILIES_H_
 #define VICUS_CORE_FAMILIES_H_
 

@@ -39,6 +39,14 @@ std::string extent_text(const std::array<int, 3>& extent, int rank) {
   return text;
 }
 
+std::string bounds_text(const DeviceLengths& of) {
+  if (!of.any()) return "";
+  const std::string longest = of.sequences == 0 ? ""
+                                                : " of at most " + std::to_string(of.max_queries) + " queries and " +
+                                                      std::to_string(of.max_keys) + " keys";
+  return longest + " (lengths come with each call: work is counted for the longest)";
+}
+
 template <class... Args>
 std::string format(const char* pattern, Args... args) {
   std::array<char, 256> line{};
@@ -88,6 +96,10 @@ Engine parse_engine(std::string_view name, const std::string& argument) {
 
 std::string supports(const Problem& problem, Engine engine) {
   if (engine == Engine::sm80) return gpu::supports(problem);
+  if (const auto* dense = std::get_if<Dense>(&problem.mask); dense != nullptr && dense->device.any()) {
+    return "lists in memory of a GPU (device) are for engine sm80; engines of the CPU take cumulative_queries, "
+           "cumulative_keys and key_lengths";
+  }
   if (engine == Engine::cpu && cpu::targets_available().empty()) {
     return "engine cpu needs SSE4.2 (x86) or NEON (Arm), which this machine lacks; engine reference runs anywhere";
   }
@@ -136,6 +148,7 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   plan.backward.kv_splits_allowed = kv_splits_allowed(p, options.backward);
   if (options.engine == Engine::automatic) {
     const std::string why_not = supports(p, Engine::cpu);
+    if (const std::string none = supports(p, Engine::reference); !none.empty()) throw Unsupported(none);
     plan.engine = why_not.empty() ? Engine::cpu : Engine::reference;
     plan.reason = why_not.empty() ? "the fastest engine that takes the problem" : why_not;
   } else {
@@ -192,10 +205,8 @@ std::string describe(const Plan& plan) {
     text += "problem  dense, batch " + std::to_string(p.batch) + ", queries " + std::to_string(p.queries()) +
             ", keys " + std::to_string(dense.keys) + ", causal " + kCausal[static_cast<std::size_t>(dense.causal)] +
             ", window (" + std::to_string(dense.window_left) + ", " + std::to_string(dense.window_right) + ")" +
-            (dense.cumulative_queries.empty()
-                 ? ""
-                 : ", packed sequences " + std::to_string(dense.cumulative_queries.size() - 1)) +
-            (dense.key_lengths.empty() ? "" : ", padded keys") + "\n";
+            (dense.packed() ? ", packed sequences " + std::to_string(dense.sequences()) : "") +
+            (dense.padded() ? ", padded keys" : "") + bounds_text(dense.device) + "\n";
   }
   text +=
       format("         heads %lld over %lld, head_dim %lld, head_dim_v %lld, additional tokens %lld\n",

@@ -68,6 +68,18 @@ void check_cumulative(const std::vector<std::int64_t>& list, const char* name, s
   }
 }
 
+void check_device_lengths(const Dense& mask, const Problem& problem) {
+  const DeviceLengths& of = mask.device;
+  require_range("device.sequences", of.sequences, 0, geometry::kMaxLen);
+  if (of.any() && !(mask.cumulative_queries.empty() && mask.cumulative_keys.empty() && mask.key_lengths.empty())) {
+    throw InvalidArgument("device", "given", "without cumulative_queries, cumulative_keys and key_lengths");
+  }
+  const bool packed = of.sequences > 0;
+  require_range("device.max_queries", of.max_queries, 0, packed ? problem.layout[0] : 0);
+  require_range("device.max_keys", of.max_keys, 0, packed ? mask.keys : 0);
+  if (packed && of.key_lengths) throw InvalidArgument("device.key_lengths", "true", "false with packed sequences");
+}
+
 void check_dense(const Dense& mask, const Problem& problem) {
   if (problem.rank() != 1) throw InvalidArgument("layout", problem.layout.text(), "one axis (Sq) for dense attention");
   require_range("keys", mask.keys, 0, geometry::kMaxLen);
@@ -77,9 +89,12 @@ void check_dense(const Dense& mask, const Problem& problem) {
     throw InvalidArgument("window_right", std::to_string(mask.window_right), "-1 or 0 with a causal mask");
   }
   if (problem.rpb) throw InvalidArgument("rpb", "given", "neighborhood attention only; dense attention has attn_bias");
-  const bool packed = !mask.cumulative_queries.empty() || !mask.cumulative_keys.empty();
-  if (packed) {
+  check_device_lengths(mask, problem);
+  if (mask.packed() || !mask.cumulative_keys.empty()) {
     if (problem.batch != 1) throw InvalidArgument("batch", std::to_string(problem.batch), "1 with packed sequences");
+    if (problem.attn_bias) throw InvalidArgument("attn_bias", "given", "absent with packed sequences");
+  }
+  if (!mask.cumulative_queries.empty() || !mask.cumulative_keys.empty()) {
     check_cumulative(mask.cumulative_queries, "cumulative_queries", problem.layout[0]);
     check_cumulative(mask.cumulative_keys, "cumulative_keys", mask.keys);
     if (mask.cumulative_queries.size() != mask.cumulative_keys.size()) {
@@ -87,7 +102,6 @@ void check_dense(const Dense& mask, const Problem& problem) {
                             "as many as cumulative_queries: " + std::to_string(mask.cumulative_queries.size()));
     }
     if (!mask.key_lengths.empty()) throw InvalidArgument("key_lengths", "given", "absent with packed sequences");
-    if (problem.attn_bias) throw InvalidArgument("attn_bias", "given", "absent with packed sequences");
   }
   if (!mask.key_lengths.empty()) {
     if (static_cast<std::int64_t>(mask.key_lengths.size()) != problem.batch) {

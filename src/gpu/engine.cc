@@ -10,6 +10,7 @@
 #include "gpu/args.h"
 #include "gpu/kernels.h"
 #include "gpu/launch.h"
+#include "gpu/lists.h"
 #include "gpu/plain_args.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
@@ -35,7 +36,8 @@ DType bias_type_of(const Problem& p, const AttentionInputs& in) {
   return p.rpb ? in.rpb.dtype() : p.attn_bias ? in.attn_bias.dtype() : DType::float32;
 }
 
-void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in) {
+void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in, const Lists& lists) {
+  lists.fill(args);
   const int rank = p.rank();
   args.query = rows_of(in.query, rank);
   args.key = rows_of(in.key, rank);
@@ -57,13 +59,14 @@ void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in) {
   }
 }
 
-std::int64_t cells_of(const ForwardArgs& args, std::int64_t batch) {
-  for (const int n : args.work.classes) batch *= n;
-  return batch;
+std::int64_t cells_of(const Problem& p, const ForwardArgs& args) {
+  std::int64_t cells = sequences_of(p);
+  for (const int n : args.work.classes) cells *= n;
+  return cells;
 }
 
 // Tiles of the largest cell, of `extent`; `lens` are tokens. Returns how many.
-std::int64_t cut(Work& work, const int (&lens)[3], const std::array<int, 3>& extent) {
+std::int64_t cut(Work& work, const std::array<int, 3>& lens, const std::array<int, 3>& extent) {
   std::int64_t tiles = 1;
   for (std::size_t a = 0; a < 3; ++a) {
     work.tiles[a] = geometry::ceil_div(geometry::class_len(lens[a], work.classes[a], 0), extent[a]);
@@ -92,26 +95,37 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
 
 std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
   args.work.head_blocks = head_blocks(args, spec);
-  return cut(args.work, args.len, spec.tile_q) * args.work.head_blocks * cells_of(args, p.batch);
+  return cut(args.work, longest_queries(p), spec.tile_q) * args.work.head_blocks * cells_of(p, args);
 }
 
 // Tiles of keys; `work` has the residue classes.
 std::int64_t key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, const Spec& spec) {
-  const int dense_keys[3] = {1, 1, args.keys};
   work.head_blocks = args.heads_kv;
-  return cut(work, p.dense() ? dense_keys : args.len, spec.tile_kv) * args.heads_kv * cells_of(args, p.batch);
+  return cut(work, longest_keys(p), spec.tile_kv) * args.heads_kv * cells_of(p, args);
 }
 
-void fill(ForwardArgs& args, const Problem& p, const AttentionInputs& in, const AttentionGradInputs& grads) {
-  fill(args, p, in);
-  args.output = rows_of(grads.output, p.rank());
-  args.logsumexp = rows_of(grads.logsumexp, p.rank());
+// What a backward call is given, and what it fills.
+struct Backward {
+  const Plan& plan;
+  const AttentionInputs& in;
+  const AttentionGradInputs& grads;
+  const AttentionGradients& out;
+  const Lists& lists;
+  void* stream;
+};
+
+void fill(ForwardArgs& args, const Backward& call) {
+  const Problem& p = call.plan.problem;
+  fill(args, p, call.in, call.lists);
+  args.output = rows_of(call.grads.output, p.rank());
+  args.logsumexp = rows_of(call.grads.logsumexp, p.rank());
 }
 
 // Gradients in either kind of arguments.
 template <class Args>
-void fill(Args& args, const Problem& p, const AttentionGradInputs& grads, const AttentionGradients& out) {
-  const int rank = p.rank();
+void fill_gradients(Args& args, const Backward& call) {
+  const auto& [plan, in, grads, out, lists, stream] = call;
+  const int rank = plan.problem.rank();
   args.grad_output = rows_of(grads.grad_output, rank);
   args.grad_logsumexp = rows_of(grads.grad_logsumexp, rank);
   args.grad_query = rows_of(out.query, rank);
@@ -120,10 +134,20 @@ void fill(Args& args, const Problem& p, const AttentionGradInputs& grads, const 
   args.grad_additional_keys = rows_of(out.additional_keys, 1);
   args.grad_additional_values = rows_of(out.additional_values, 1);
   args.grad_bias = relative_bias_of(out.rpb, rank);
-  args.batch = static_cast<int>(p.batch);
+  args.batch = static_cast<int>(plan.problem.batch);
 }
 
 std::int64_t blocks_for(std::int64_t work, std::int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; }
+
+// Kernels of float64 read and write float64.
+void require_type(const char* name, const ConstTensorView& logsumexp, DType dtype) {
+  if (!logsumexp || dtype != DType::float64 || logsumexp.dtype() == DType::float64) return;
+  throw Unsupported(std::string("engine sm80 takes a float64 ") + name + " of float64 attention, it is " +
+                    std::string(dtype_name(logsumexp.dtype())));
+}
+
+// Of the kernel that fills what no sequence holds, whatever that is.
+std::int64_t rest_blocks(const Plan& plan) { return 2 * std::max(plan.gpu.device.multiprocessors, 1); }
 
 constexpr int kDeltaLanes = 8;  // of a row, in the kernels for delta
 
@@ -172,43 +196,51 @@ Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const Ten
   }
 }
 
-void backward_plain(const Loaded& kernels, const Plan& plan, const AttentionInputs& in,
-                    const AttentionGradInputs& grads, const AttentionGradients& out, void* stream) {
-  const Problem& p = plan.problem;
-  PlainBackwardArgs args;
-  fill(args.forward, p, in, grads);
-  fill(args, p, grads, out);
-  args.scale = p.effective_scale();
-  args.scale_log2 = args.scale * std::numbers::log2e;
-  args.key_work = args.forward.work;
-  args.cells = static_cast<int>(cells_of(args.forward, p.batch));
-  const Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
-  args.delta = scratch_rows(p, scratch.data(), 1);
+// Queues the kernels of a backward call, which share `args`.
+template <class Args>
+void launch_all(const Loaded& kernels, const Backward& call, Args& args, const ForwardArgs& forward) {
+  const auto& [plan, in, grads, out, lists, stream] = call;
   for (const Spec& spec : kernels.specs()) {
-    const Grid grid = grid_of(spec, args, p, out.rpb);
-    kernels.launch(spec, grid, args);
+    if (spec.kernel == Kernel::packed_rest) {
+      const RestArgs rests = rests_of(plan.problem, forward, {{out.query, false}, {out.key, true}, {out.value, true}});
+      kernels.launch(spec, rest_blocks(plan), rests);
+    } else {
+      const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
+      kernels.launch(spec, grid, args);
+    }
   }
 }
 
-void backward_tensor_cores(const Loaded& kernels, const Plan& plan, const AttentionInputs& in,
-                           const AttentionGradInputs& grads, const AttentionGradients& out, void* stream) {
-  const Problem& p = plan.problem;
+void backward_plain(const Loaded& kernels, const Backward& call) {
+  const Problem& p = call.plan.problem;
+  PlainBackwardArgs args;
+  fill(args.forward, call);
+  fill_gradients(args, call);
+  args.scale = p.effective_scale();
+  args.scale_log2 = args.scale * std::numbers::log2e;
+  args.key_work = args.forward.work;
+  args.cells = static_cast<int>(cells_of(p, args.forward));
+  const Scratch scratch(call.plan.gpu.backward_scratch_bytes, call.stream);
+  args.delta = scratch_rows(p, scratch.data(), 1);
+  launch_all(kernels, call, args, args.forward);
+}
+
+void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
+  const Problem& p = call.plan.problem;
+  const GpuPlan& g = call.plan.gpu;
   BackwardArgs args;
-  fill(args, p, in, grads);
-  fill(args, p, grads, out);
-  args.sequences = args.batch;
+  fill(args, call);
+  fill_gradients(args, call);
+  args.sequences = static_cast<int>(sequences_of(p));
   constexpr std::int64_t kStatistics = 2;
-  Scratch scratch(plan.gpu.backward_scratch_bytes, stream);
+  Scratch scratch(g.backward_scratch_bytes, call.stream);
   args.statistics = scratch_rows(p, scratch.data(), kStatistics);
-  if (plan.gpu.add_queries) {
+  if (g.add_queries) {
     const std::int64_t rows = p.batch * p.queries() * p.heads;
     args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, padded(p.head_dim));
-    scratch.clear(plan.gpu.backward_scratch_bytes);
+    scratch.clear(g.backward_scratch_bytes);
   }
-  for (const Spec& spec : kernels.specs()) {
-    const Grid grid = grid_of(spec, args, p, out.rpb);
-    kernels.launch(spec, grid, args);
-  }
+  launch_all(kernels, call, args, args);
 }
 
 }  // namespace
@@ -217,22 +249,30 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
              void* stream) {
   const Problem& p = plan.problem;
   if (p.batch == 0 || p.queries() == 0) return;
-  const jit::ContextGuard context(jit::device_of(output.data()));
+  require_type("logsumexp", logsumexp, p.dtype);
+  const int device = jit::device_of(output.data());
+  const jit::ContextGuard context(device);
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
   const Loaded kernels(
       kernels_of(plan, Call{.logsumexp = logsumexp.present(), .vectors = vectors, .bias_type = bias_type_of(p, in)}),
       stream);
-  const Spec& spec = *kernels.specs().begin();
+  const Lists lists(p, in, device, stream);
   PlainForwardArgs args;
-  fill(args.forward, p, in);
+  fill(args.forward, p, in, lists);
   args.scale_log2 = p.effective_scale() * std::numbers::log2e;
   args.forward.output = rows_of(output, p.rank());
   args.forward.logsumexp = rows_of(logsumexp, p.rank());
-  const std::int64_t blocks = tiles_of(p, args.forward, spec);
-  if (spec.kernel == Kernel::plain_forward) {
-    kernels.launch(spec, {blocks, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
-  } else {
-    kernels.launch(spec, blocks, args.forward);
+  for (const Spec& spec : kernels.specs()) {
+    if (spec.kernel == Kernel::packed_rest) {
+      const RestArgs rests = rests_of(p, args.forward, {{output, false}, {logsumexp, false}});
+      kernels.launch(spec, rest_blocks(plan), rests);
+    } else if (spec.kernel == Kernel::plain_forward) {
+      const std::int64_t tiles = tiles_of(p, args.forward, spec);
+      kernels.launch(spec, {tiles, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
+    } else {
+      const std::int64_t tiles = tiles_of(p, args.forward, spec);
+      kernels.launch(spec, tiles, args.forward);
+    }
   }
 }
 
@@ -240,7 +280,10 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
               const AttentionGradients& out, void* stream) {
   const Problem& p = plan.problem;
   if (p.batch == 0) return;
-  const jit::ContextGuard context(jit::device_of(in.query.data()));
+  require_type("logsumexp", grads.logsumexp, p.dtype);
+  require_type("grad_logsumexp", grads.grad_logsumexp, p.dtype);
+  const int device = jit::device_of(in.query.data());
+  const jit::ContextGuard context(device);
   const bool vectors =
       aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
                out.query, out.key, out.value, out.additional_keys, out.additional_values});
@@ -252,8 +295,9 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
                                              .grad_additional = out.additional_keys || out.additional_values,
                                              .grad_bias = out.rpb.present()}),
                        stream);
+  const Lists lists(p, in, device, stream);
   const bool plain = plan.gpu.backward_keys.family == GpuKernels::plain;
-  (plain ? backward_plain : backward_tensor_cores)(kernels, plan, in, grads, out, stream);
+  (plain ? backward_plain : backward_tensor_cores)(kernels, {plan, in, grads, out, lists, stream});
 }
 
 void prepare(const Plan& plan, const CallSet& calls, int device) {

@@ -303,7 +303,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     }
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-  __syncthreads();  // query rows are read by their own warp only, but out rows overlap those of others
+  cp_async_wait<0>();  // of queries that saw no tile of keys
+  __syncthreads();     // query rows are read by their own warp only, but out rows overlap those of others
 
   bool wrong = false;  // NaN or infinite: perhaps from a key that the row does not see
 #pragma unroll

@@ -9,12 +9,15 @@ namespace vicus::gpu {
 Kernels kernels_of(const Plan& plan, const Call& call) {
   const Problem& p = plan.problem;
   const GpuPlan& g = plan.gpu;
+  const auto* dense = std::get_if<Dense>(&p.mask);
+  const bool rest = dense != nullptr && dense->device.sequences > 0;  // lists that may end before the tokens do
   Kernels list;
   const auto add = [&](Kernel kernel) {
     list.add(spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type));
   };
   if (!call.backward) {
     add(g.forward.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
+    if (rest) add(Kernel::packed_rest);
     return list;
   }
   if (g.backward_keys.family == GpuKernels::plain) {
@@ -23,6 +26,7 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (call.grad_keys) add(Kernel::plain_keys);
     if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::plain_additional);
     if (p.rpb && call.grad_bias) add(Kernel::plain_bias);
+    if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
     return list;
   }
   const bool summed = g.add_queries && call.grad_query;  // by the kernels of keys
@@ -32,6 +36,7 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   if (p.additional_tokens > 0 && (call.grad_additional || summed)) add(Kernel::additional);
   if (summed) add(Kernel::convert);
   if (p.rpb && call.grad_bias) add(Kernel::bias);
+  if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
   return list;
 }
 

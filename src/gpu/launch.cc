@@ -83,6 +83,10 @@ void Scratch::clear(std::size_t bytes) {
   jit::check(jit::driver().cuMemsetD8Async(data_, 0, bytes, stream_), "cuMemsetD8Async", "clearing scratch");
 }
 
+void Scratch::fill(const void* from, std::size_t bytes) {
+  jit::check(jit::driver().cuMemcpyHtoDAsync(data_, from, bytes, stream_), "cuMemcpyHtoDAsync", "copying to scratch");
+}
+
 void* Scratch::data() const {
   return reinterpret_cast<void*>(data_);  // NOLINT(performance-no-int-to-ptr): the driver's addresses are integers
 }

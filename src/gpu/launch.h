@@ -81,6 +81,8 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
   void clear(std::size_t bytes);
+  /// From memory of the host, which may change as soon as this returns.
+  void fill(const void* from, std::size_t bytes);
   [[nodiscard]] void* data() const;
 
  private:

@@ -342,10 +342,6 @@ bool plan_backward(Plan& plan) {
 }  // namespace
 
 std::string supports(const Problem& p) {
-  if (const auto* dense = std::get_if<Dense>(&p.mask);
-      dense != nullptr && !(dense->cumulative_queries.empty() && dense->key_lengths.empty())) {
-    return "engine sm80 takes no packed sequences and no key_lengths";
-  }
   if (p.head_dim > kMostPlainHeadDim || p.head_dim_v > kMostPlainHeadDim) {
     return "engine sm80 takes head_dim and head_dim_v up to " + std::to_string(kMostPlainHeadDim) + ", they are " +
            std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);

@@ -160,6 +160,8 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   const Problem& p = plan.problem;
   Spec s;
   s.kernel = kernel;
+  s.warps = kWarpsWithoutTiles;
+  if (kernel == Kernel::packed_rest) return s;  // one for all problems
   s.dtype = p.dtype;
   s.rank = p.rank();
   s.head_dim = static_cast<int>(p.head_dim);
@@ -174,17 +176,14 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
     s.band_left = static_cast<int>(dense.window_left);
     s.band_right = dense.causal != Causal::none ? 0 : static_cast<int>(dense.window_right);
     s.band_bottom = dense.causal != Causal::top_left;
-    s.packed = !dense.cumulative_queries.empty();
-    s.key_lengths = !dense.key_lengths.empty();
+    s.packed = dense.packed();
+    s.key_lengths = dense.padded();
   }
   s.bias_kind = p.rpb ? BiasKind::relative : p.attn_bias ? BiasKind::additive : BiasKind::none;
   s.bias_type = bias_type;
   s.vectors = vectors;
   const GpuKernelPlan* const tiled = tiles_of(plan.gpu, kernel);
-  if (tiled == nullptr) {
-    s.warps = kWarpsWithoutTiles;
-    return s;
-  }
+  if (tiled == nullptr) return s;
   set_tiles(s, *tiled);
   s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
   s.add_queries = uses_tensor_cores(kernel) && kernel != Kernel::forward && plan.gpu.add_queries;
@@ -260,7 +259,8 @@ jit::Source source_of(const Spec& spec) {
                                  "unfused_to_bias.cu",
                                  "merge_forward.cu",
                                  "merge_sums.cu",
-                                 "merge_backward.cu"};
+                                 "merge_backward.cu",
+                                 "packed_rest.cu"};
   return {.file = kFiles[static_cast<std::size_t>(spec.kernel)], .prologue = prologue(spec)};
 }
 

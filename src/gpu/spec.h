@@ -37,6 +37,7 @@ enum class Kernel : std::uint8_t {
   merge_forward,
   merge_sums,
   merge_backward,
+  packed_rest,  // tokens after the last packed sequence
 };
 [[nodiscard]] constexpr bool uses_tensor_cores(Kernel kernel) { return kernel < Kernel::plain_forward; }
 

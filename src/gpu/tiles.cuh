@@ -67,14 +67,15 @@ __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
   if constexpr (kDense) {
     int queries = args.len[2], keys = args.keys;
     cell.batch = index;
+    // Nobody has checked the lists: whatever they hold, tokens are inside the tensors.
     if constexpr (kPacked) {
       cell.batch = 0;
-      cell.first_query = args.cumulative_queries[index];
-      cell.first_key = args.cumulative_keys[index];
-      queries = args.cumulative_queries[index + 1] - cell.first_query;
-      keys = args.cumulative_keys[index + 1] - cell.first_key;
+      cell.first_query = geometry::clamp(args.cumulative_queries[index], 0, queries);
+      cell.first_key = geometry::clamp(args.cumulative_keys[index], 0, keys);
+      queries = geometry::clamp(args.cumulative_queries[index + 1], cell.first_query, queries) - cell.first_query;
+      keys = geometry::clamp(args.cumulative_keys[index + 1], cell.first_key, keys) - cell.first_key;
     }
-    if constexpr (kKeyLengths) keys = args.key_lengths[index];
+    if constexpr (kKeyLengths) keys = geometry::clamp(args.key_lengths[index], 0, keys);
     cell.grid.axis[2] = geometry::band_axis(queries, keys, kBandLeft, kBandRight, kBandBottom ? keys - queries : 0);
   } else {
     for (int a = 2; a >= kFirstAxis; --a) {

@@ -64,6 +64,7 @@ Driver open_driver() {
   need(d.cuEventElapsedTime, "cuEventElapsedTime");
   need(d.cuMemAllocAsync, "cuMemAllocAsync");
   need(d.cuMemFreeAsync, "cuMemFreeAsync");
+  need(d.cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2");
   need(d.cuMemsetD8Async, "cuMemsetD8Async");
   need(d.cuPointerGetAttribute, "cuPointerGetAttribute");
 

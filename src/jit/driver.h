@@ -82,6 +82,7 @@ struct Driver {
   CUresult (*cuEventElapsedTime)(float* milliseconds, CUevent start, CUevent stop);
   CUresult (*cuMemAllocAsync)(CUdeviceptr*, std::size_t bytes, CUstream);
   CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
+  CUresult (*cuMemcpyHtoDAsync)(CUdeviceptr, const void* from, std::size_t bytes, CUstream);
   CUresult (*cuMemsetD8Async)(CUdeviceptr, unsigned char value, std::size_t bytes, CUstream);
   CUresult (*cuPointerGetAttribute)(void* value, CUpointer_attribute, CUdeviceptr);
 };

@@ -56,14 +56,17 @@ Kernel load_kernel(const Source& source) {
   return kernel;
 }
 
-void refuse_capture(void* stream) {
+bool capturing(void* stream) {
   CUstreamCaptureStatus status = kNotCapturing;
   const CUresult result = driver().cuStreamIsCapturing(static_cast<CUstream>(stream), &status);
   // The legacy default stream cannot even be asked while another stream is captured.
-  if (result != kCudaCaptureImplicit) {
-    check(result, "cuStreamIsCapturing");
-    if (status == kNotCapturing) return;
-  }
+  if (result == kCudaCaptureImplicit) return true;
+  check(result, "cuStreamIsCapturing");
+  return status != kNotCapturing;
+}
+
+void refuse_capture(void* stream) {
+  if (!capturing(stream)) return;
   throw Unsupported(
       "a GPU kernel must be compiled and loaded, and the stream is being captured into a CUDA graph; before the "
       "capture "

@@ -34,6 +34,9 @@ struct Dim3 {
 /// dynamic shared memory that the device has. Throws CompileError, Unsupported, DriverError.
 [[nodiscard]] Kernel load_kernel(const Source& source);
 
+/// Whether `stream` is being captured into a CUDA graph.
+[[nodiscard]] bool capturing(void* stream);
+
 /// Throws Unsupported when `stream` is being captured into a CUDA graph: compiling is no part of a graph.
 void refuse_capture(void* stream);
 

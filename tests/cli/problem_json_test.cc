@@ -55,8 +55,12 @@ TEST(ProblemJson, ReadsWhatPlanPrints) {
   packed.attn_bias = false;
   packed.mask =
       Dense{.keys = 9, .causal = Causal::top_left, .cumulative_queries = {0, 2, 6}, .cumulative_keys = {0, 9, 9}};
+  Problem later = packed;
+  later.mask = Dense{.keys = 9, .device = {.sequences = 4, .max_queries = 5, .max_keys = 6}};
+  Problem padding = dense;
+  padding.mask = Dense{.keys = 9, .device = {.key_lengths = true}};
   std::string lines, pretty, array = "[";
-  for (const Problem& problem : {windows, dense, packed}) {
+  for (const Problem& problem : {windows, dense, packed, later, padding}) {
     const Json json = to_json(validate(problem));
     lines += json.dump() + "\n";
     pretty += Json{{"engine", "cpu"}, {"problem", json}}.dump(2);
@@ -64,15 +68,17 @@ TEST(ProblemJson, ReadsWhatPlanPrints) {
   }
   for (const std::string& text : {lines, pretty, array + "]"}) {
     const auto read = parse_problems(text, "list.json");
-    ASSERT_EQ(read.size(), 3U);
+    ASSERT_EQ(read.size(), 5U);
     EXPECT_EQ(read[0].problem, validate(windows));
     EXPECT_EQ(read[1].problem, validate(dense));
     EXPECT_EQ(read[2].problem, validate(packed));
+    EXPECT_EQ(read[3].problem, validate(later));
+    EXPECT_EQ(read[4].problem, validate(padding));
   }
   const auto read = parse_problems(lines + "\n\n" + array + "]", "list.json");
-  ASSERT_EQ(read.size(), 6U);
+  ASSERT_EQ(read.size(), 10U);
   EXPECT_EQ(read[2].place, "list.json, line 3");
-  EXPECT_EQ(read[4].place, "list.json, line 6, problem 2");
+  EXPECT_EQ(read[6].place, "list.json, line 8, problem 2");
 }
 
 TEST(ProblemJson, WhatIsLeftOutIsAsInAProblem) {
@@ -111,6 +117,8 @@ TEST(ProblemJson, ErrorsNameLineAndField) {
       {R"({"layout": 2, "mask": {"kind": "dense", "keys": 2, "causal": true}})", "mask.causal is true"},
       {R"({"layout": 2, "mask": {"kind": "dense", "keys": 2, "kernel_size": 2}})", "mask.kernel_size is unknown"},
       {R"({"layout": 2, "mask": {"kind": "dense", "keys": 2, "key_lengths": 2}})", "mask.key_lengths is 2"},
+      {R"({"layout": 2, "mask": {"kind": "dense", "keys": 2, "device": 2}})", "mask.device is 2; allowed: an object"},
+      {R"({"layout": 2, "mask": {"kind": "dense", "keys": 2, "device": {"max": 2}}})", "mask.device.max is unknown"},
       {R"({"layout": 2, "head_dim": 8, "mask": {"kind": "neighborhood", "kernel_size": 0}})", "kernel_size"},
       {R"({"problem": 3})", "problem is 3"},
       {std::string("[").append(object("")).append(",\n7]"), "list.json, line 1, problem 2: problem is 7"},

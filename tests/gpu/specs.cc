@@ -126,6 +126,31 @@ std::vector<Case> plain_cases() {
   return list;
 }
 
+// Packed sequences and padded keys.
+std::vector<Case> length_cases() {
+  std::vector<Case> list;
+  const auto dense = [&](const std::string& name, Problem p, Dense mask) {
+    mask.keys = 1000;
+    p.mask = mask;
+    list.push_back({name, p});
+  };
+  constexpr DeviceLengths kPacked = {.sequences = 9, .max_queries = 300, .max_keys = 400};
+  constexpr DeviceLengths kPadded = {.key_lengths = true};
+  for (const std::int64_t d : {64, 128, 256, 320}) {
+    const std::string of = " D" + std::to_string(d);
+    const DType dtype = d > 256 ? DType::float32 : DType::bfloat16;
+    dense("packed" + of, sized(dtype, 1, {1000}, 4, 2, d, d), {.device = kPacked});
+    dense("padded" + of, sized(dtype, 2, {1000}, 4, 2, d, d), {.device = kPadded});
+    Problem more = sized(d > 256 ? DType::float64 : DType::float16, 1, {1000}, 4, 4, d, d);
+    more.additional_tokens = 3;
+    dense("packed more" + of, more, {.causal = Causal::bottom_right, .window_left = 50, .device = kPacked});
+  }
+  Problem biased = sized(DType::float16, 2, {1000}, 4, 4, 64, 64);
+  biased.attn_bias = true;
+  dense("padded biased", biased, {.causal = Causal::bottom_right, .device = kPadded});
+  return list;
+}
+
 void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& spec, nlohmann::json report = {}) {
   jit::CompileReport made;
   (void)jit::cubin(gpu::source_of(spec), {target.major, target.minor}, &made);
@@ -155,6 +180,8 @@ void compile(const Case& c, const GpuTarget& target, bool deterministic) {
   using gpu::Kernel;
   const bool plain = plan.gpu.forward.family == GpuKernels::plain;
   if (!deterministic) run(plain ? Kernel::plain_forward : Kernel::forward);
+  const auto* dense = std::get_if<Dense>(&plan.problem.mask);
+  if (!deterministic && dense != nullptr && dense->packed()) run(Kernel::packed_rest);
   if (plan.gpu.backward_keys.family == GpuKernels::plain) {  // one way, deterministic
     if (!deterministic) return;
     for (const Kernel kernel : {Kernel::plain_delta, Kernel::plain_queries, Kernel::plain_keys}) run(kernel);
@@ -217,6 +244,8 @@ int main(int argc, char** argv) {
   std::vector<Case> all = cases();
   const std::vector<Case> plain = plain_cases();
   all.insert(all.end(), plain.begin(), plain.end());
+  const std::vector<Case> lengths = length_cases();
+  all.insert(all.end(), lengths.begin(), lengths.end());
   for (std::size_t i = part; i < all.size(); i += parts) {
     const GpuTarget& target = targets[i / parts % targets.size()];
     for (const bool deterministic : {false, true}) compile(all[i], target, deterministic);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -244,6 +245,23 @@ TEST_F(GpuCalls, PreparingIsPossibleDuringACaptureAndOnTheDeviceOfThePlanOnly) {
     EXPECT_NE(std::string(error.what()).find("sm_90"), std::string::npos);
   }
   EXPECT_THROW(prepare(p, {}, 2), InvalidArgument);
+}
+
+TEST_F(GpuCalls, Float64WantsALogsumexpOfItsType) {
+  problem.dtype = DType::float64;
+  const Plan p = plan();
+  const Data data(problem);  // with a float32 one
+  forget();
+  for (const auto& call : {std::function([&] { forward(p, data.inputs, data.output.view, data.logsumexp.view); }),
+                           std::function([&] { backward(p, data.inputs, data.arrived, data.wanted); })}) {
+    try {
+      call();
+      ADD_FAILURE() << "no error";
+    } catch (const Unsupported& error) {
+      EXPECT_NE(std::string(error.what()).find("float64 logsumexp"), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_EQ(events(), std::vector<std::string>{});
 }
 
 TEST_F(GpuCalls, OtherEnginesNeedNoPreparation) {

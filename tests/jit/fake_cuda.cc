@@ -168,7 +168,8 @@ EXPORT cuFuncSetAttribute(Function*, int attribute, int value) {
 }
 EXPORT cuFuncGetParamInfo(Function* function, std::size_t index, std::size_t* offset, std::size_t* bytes) {
   *offset = 0;
-  *bytes = function->name == "attend" ? FakeCuda::kArgBytes : 0;
+  const std::lock_guard lock(state.mutex);
+  *bytes = state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : 0;
   return index == 0 ? 0 : 1;
 }
 EXPORT cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function*, int threads, std::size_t shared) {
@@ -181,12 +182,14 @@ EXPORT cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz,
   if (by != 1 || bz != 1 || extra != nullptr) return 1;
   const std::lock_guard lock(state.mutex);
   note("launch " + function->name + " " + std::to_string(bx));
-  state.launches.push_back({function->name,
-                            {gx, gy, gz},
-                            bx,
-                            shared,
-                            stream,
-                            std::string(static_cast<const char*>(params[0]), state.recorded_bytes)});
+  state.launches.push_back(
+      {function->name,
+       {gx, gy, gz},
+       bx,
+       shared,
+       stream,
+       std::string(static_cast<const char*>(params[0]),
+                   state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : state.recorded_bytes)});
   return 0;
 }
 EXPORT cuStreamIsCapturing(void*, int* status) {
@@ -247,8 +250,12 @@ EXPORT cuMemcpyHtoD_v2(unsigned long long to, const void* from, std::size_t byte
   const std::lock_guard lock(state.mutex);
   if (!holds(to, bytes)) return 1;
   std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  state.copied.assign(static_cast<const char*>(from), bytes);
   note("to device " + std::to_string(bytes));
   return 0;
+}
+EXPORT cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, std::size_t bytes, void*) {
+  return cuMemcpyHtoD_v2(to, from, bytes);
 }
 EXPORT cuMemcpyDtoH_v2(void* to, unsigned long long from, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);

@@ -31,17 +31,18 @@ struct FakeLaunch {
 
 struct FakeCuda {
   static constexpr int kDevices = 2;
-  static constexpr int kSharedBytes = 100000;  // per block; kernels have 100 static ones
-  // and one argument, of a size that is known of kernels "attend" only:
-  static constexpr std::size_t kArgBytes = 24;
+  static constexpr int kSharedBytes = 100000;   // per block; kernels have 100 static ones
+  static constexpr std::size_t kArgBytes = 24;  // of the argument of kernel "attend"
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
   std::atomic<int> capture_status{0};
   std::mutex mutex;                        // of the rest
-  std::size_t recorded_bytes = kArgBytes;  // of the arguments of a launch
+  std::size_t recorded_bytes = kArgBytes;  // of the arguments of a launch, where the next does not say
   std::string failing_call;
   int failing_code = 0;
+  std::map<std::string, std::size_t> arg_bytes = {{"attend", kArgBytes}};  // of kernels whose argument is known
   std::vector<FakeLaunch> launches;
+  std::string copied;  // to the device, last
   std::vector<std::string>
       events;  // "launch NAME THREADS", "allocate BYTES", "free", "clear BYTES", "to device BYTES", ...
   std::map<unsigned long long, std::pair<std::size_t, int>> memory;  // address: bytes, device
