@@ -12,13 +12,16 @@ CMAKE_ARGS ?=
 FUZZ_SECONDS ?= 60
 # Which Python tests run, and how: PYTEST_ARGS='-k merge' for a look at one thing.
 PYTEST_ARGS ?=
-export JOBS CMAKE_ARGS FUZZ_SECONDS PYTEST_ARGS
+# Options of bench/gpu_test.py (GPU_TEST_ARGS=--sanitize) and bench/gpu.py.
+GPU_TEST_ARGS ?=
+GPU_BENCH_ARGS ?=
+export JOBS CMAKE_ARGS FUZZ_SECONDS PYTEST_ARGS GPU_TEST_ARGS GPU_BENCH_ARGS
 
 # Checkouts in different folders share one compiler cache.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup setup-clang setup-torch build demo test test-asan test-tsan fuzz bench-cpu lint format install clean
+.PHONY: help setup setup-clang setup-torch build demo test test-asan test-tsan fuzz bench-cpu gpu-test gpu-bench lint format install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +61,17 @@ fuzz: setup-clang  ## fuzz the parsers, FUZZ_SECONDS each
 bench-cpu: setup-torch  ## measure the CPU engine; JSON under bench/results/cpu
 	@tools/build.sh bench
 	@bench/run_cpu.sh
+
+# On a machine that cannot install or build: VICUS_LIBRARY names the extension, PYTHON an interpreter with PyTorch.
+gpu-library = [[ -n "$${VICUS_LIBRARY:-}" ]] || { tools/setup.sh build torch && tools/build.sh release vicus_torch; }
+
+gpu-test:  ## test on this machine's GPU; JSON under bench/results
+	@$(gpu-library)
+	@bench/run_gpu.sh test
+
+gpu-bench:  ## measure on this machine's GPU; JSON under bench/results
+	@$(gpu-library)
+	@bench/run_gpu.sh bench
 
 lint: setup-clang  ## formatting and static analysis, C++ and Python
 	@tools/lint.sh

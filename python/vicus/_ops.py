@@ -40,6 +40,8 @@ LIB.define(f"dense({_INPUTS}, {_LISTS}, {_BAND}) -> {_RESULTS}")
 LIB.define(
     f"dense_backward({_GRADS}, {_INPUTS}, {_LISTS}, Tensor output, Tensor logsumexp, {_BAND}, int wanted) -> Tensor[]"
 )
+# For benchmarks and bug reports; `mask` as in neighborhood_inference, empty for dense attention.
+LIB.define(f"gpu_report({_QKV}, int[] mask, int causal, int[] options, bool backward) -> str[]")
 LIB.define(f"merge({_PARTS}) -> {_RESULTS}")
 LIB.define(f"merge_backward({_PARTS}, {_GRADS}) -> Tensor[]")
 

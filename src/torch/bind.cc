@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu/report.h"
 #include "jit/nvrtc.h"
 #include "torch/plans.h"
 #include "torch/tensors.h"
@@ -326,6 +327,39 @@ std::int64_t gpu_head_dim(const std::string& dtype, bool lists) {
   return takes;
 }
 
+// The plan of a call on a GPU as JSON: first its counts, then a line for each kernel. `mask` as in
+// neighborhood_inference; empty for dense attention.
+std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, const Tensor& value, const Ints& mask,
+                                    std::int64_t causal, const Ints& options, bool backward) {
+  const Place place = place_of(query);
+  const std::size_t rank = mask.size() / 4;
+  const std::span<const std::int64_t> all(mask);
+  Rows rows;
+  const AttentionInputs in = inputs_of(rows, query, key, value, {}, {});
+  const Problem problem =
+      mask.empty()
+          ? dense_problem(in.query, in.key, in.value, dense_of({}, {}, {}, causal, -1, -1))
+          : neighborhood_problem(in.query, in.key, in.value,
+                                 {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
+                                  AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))});
+  const auto plan = plan_for(problem, plan_options(place, options, backward ? Pass::backward : Pass::forward));
+  const GpuPlan& g = plan->gpu;
+  const double work = backward ? g.backward_keys.work.ratio() : g.forward.work.ratio();
+  std::vector<std::string> lines = {
+      "{\"mask_pairs\": " + std::to_string(plan->mask_pairs) +
+      ", \"flops\": " + std::to_string(backward ? plan->backward_flops : plan->forward_flops) +
+      ", \"bytes\": " + std::to_string(backward ? plan->backward_bytes : plan->forward_bytes) + ", \"work_ratio\": " +
+      std::to_string(work) + ", \"scratch_bytes\": " + std::to_string(backward ? g.backward_scratch_bytes : 0) + "}"};
+  const CallSet calls = {.forward = !backward, .backward = backward, .logsumexp = false};
+  for (const gpu::KernelReport& k : gpu::report_kernels(*plan, calls, place.device)) {
+    lines.push_back("{\"name\": \"" + k.name + "\", \"threads\": " + std::to_string(k.threads) + ", \"registers\": " +
+                    std::to_string(k.registers) + ", \"local_bytes\": " + std::to_string(k.local_bytes) +
+                    ", \"shared_bytes\": " + std::to_string(k.shared_bytes) +
+                    ", \"blocks_per_multiprocessor\": " + std::to_string(k.blocks_per_multiprocessor) + "}");
+  }
+  return lines;
+}
+
 void nvrtc_directory(const std::string& directory) { jit::set_nvrtc_directory(directory); }
 
 // The operators that compute: the tensors say where.
@@ -349,7 +383,10 @@ void implement(Library& m) {
 }  // namespace vicus::binding
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CPU, m) { vicus::binding::implement(m); }
-STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) { vicus::binding::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(vicus, CUDA, m) {
+  vicus::binding::implement(m);
+  m.impl("gpu_report", TORCH_BOX(&vicus::binding::gpu_report));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&vicus::binding::build_info));

@@ -4,7 +4,17 @@ import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "jit"))  # probe.py
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+# probe.py; oracle.py; what is measured on GPUs
+sys.path[:0] = [str(folder) for folder in (TESTS / "jit", TESTS / "python", TESTS.parent / "bench")]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu-cases", type=int, default=250, help="random problems that are compiled and run on the GPU")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: wants the GPU, or most of its memory, for itself")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,193 @@
+"""Runs the tests that need a GPU, then the sanitizers, and writes what came out to results/<gpu>/test.json.
+
+Run by `make gpu-test` (GPU_TEST_ARGS='--sanitize --gpu-cases 2000' for more). Tests share the GPU, one process per two
+cores, because most of their time goes into compiling kernels; those marked `alone` follow by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import gpu_evidence
+
+TESTS = gpu_evidence.ROOT / "tests"
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Kernel tests, and those of the package that compile FlexAttention.
+DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py")
+# Beside the tests of kernel texts, which need no GPU and run in `make test`.
+NEED_NO_GPU = ("tests/gpu/test_specs.py", "tests/gpu/test_plain.py")
+
+
+def read_junit(path: Path) -> dict[str, Any]:
+    """Counts of one JUnit file, names of what failed, and the slowest tests."""
+    found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
+    times = []
+    for case in ET.parse(path).iter("testcase"):
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        tags = {child.tag: child for child in case}
+        bad = tags.get("failure", tags.get("error"))
+        if bad is not None:
+            found["failed"] += 1
+            found["failures"].append({"test": name, "message": (bad.get("message") or "")[:400]})
+        elif "skipped" in tags:
+            found["skipped"] += 1
+            found["reasons"].append(tags["skipped"].get("message") or "")
+        else:
+            found["passed"] += 1
+        times.append((float(case.get("time") or 0), name))
+    found["slowest"] = [{"test": name, "seconds": round(t, 1)} for t, name in sorted(times, reverse=True)[:5]]
+    found["reasons"] = sorted(set(found["reasons"]))
+    return found
+
+
+def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {name: sum(part[name] for part in parts) for name in ("passed", "failed", "skipped")}
+    total["failures"] = [failure for part in parts for failure in part["failures"]]
+    total["skip_reasons"] = sorted({reason for part in parts for reason in part["reasons"]})
+    slowest = [entry for part in parts for entry in part["slowest"]]
+    total["slowest"] = sorted(slowest, key=lambda entry: -entry["seconds"])[:5]
+    return total
+
+
+def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
+    """Exit status; None where it had to be stopped, with all processes that it had started."""
+    child = subprocess.Popen(command, stderr=subprocess.STDOUT, start_new_session=True, **options)
+    try:
+        return child.wait(max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        return None
+
+
+def run_pytest(arguments: argparse.Namespace, marks: str, workers: int, folder: Path, logs: Path) -> dict[str, Any]:
+    """One run of pytest. A run that ends without a report is a failure of its own."""
+    name = marks.replace(" ", "-")
+    junit, log = folder / f"{name}.xml", logs / f"pytest-{name}.log"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, f"--junitxml={junit}", "-p", "no:cacheprovider"]
+    command += [f"--ignore={path}" for path in NEED_NO_GPU]
+    command += ["-n", str(workers)] if workers > 1 else []
+    command += [f"--gpu-cases={arguments.gpu_cases}", *arguments.pytest, *(arguments.tests or DEFAULT_TESTS)]
+    with log.open("w") as out:
+        code = run_for(arguments.deadline - time.monotonic(), command, cwd=gpu_evidence.ROOT, stdout=out)
+    tail = log.read_text(errors="replace").splitlines()[-60:]
+    print("\n".join(tail), flush=True)
+    try:
+        found = read_junit(junit)
+    except (OSError, ET.ParseError):
+        found = {"passed": 0, "failed": 1, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
+        how = "was stopped, time was up" if code is None else f"ended with {code} and no report"
+        found["failures"] = [{"test": f"pytest -m '{marks}'", "message": how}]
+    if code not in (0, 1, 5) and not found["failed"]:  # 5: no test has the mark
+        found["failed"] = 1
+        found["failures"] = [{"test": f"pytest -m '{marks}'", "message": f"ended with {code}"}]
+    return found
+
+
+def read_sanitizer(text: str) -> dict[str, Any]:
+    """What compute-sanitizer says in the end: `ERROR SUMMARY: 0 errors`, or of racecheck hazards."""
+    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)[^\n]*", text)
+    problems = [line.strip() for line in text.splitlines() if line.startswith("=========")]
+    first = [line for line in problems if not re.search(r"COMPUTE-SANITIZER|SUMMARY", line)][:12]
+    finished = bool(re.search(r"^done$", text, re.MULTILINE))
+    return {"errors": int(summary[-1]) if summary else None, "finished": finished, "first": first}
+
+
+def sanitize(logs: Path, seconds: float) -> dict[str, Any]:
+    """Every tool over the problems of tests/gpu/sanitize.py, at the same time."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    script = [sys.executable, str(TESTS / "gpu" / "sanitize.py")]
+    if not Path(program).exists():
+        return {"error": "compute-sanitizer is not installed"}
+    # Compiles what the tools will run, and compares it.
+    begin = time.monotonic()
+    with (logs / "sanitize-plain.log").open("w") as out:
+        compared = run_for(seconds, script, stdout=out) == 0
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+    def run(tool: str) -> dict[str, Any]:
+        command = [program, "--tool", tool, "--print-limit", "20", *script, "--run-only"]
+        log = logs / f"sanitize-{tool}.log"
+        with log.open("w") as out:
+            run_for(seconds - (time.monotonic() - begin), command, stdout=out, env=environment)
+        found = read_sanitizer(log.read_text(errors="replace"))
+        print(f"{tool}: {found['errors']} errors{'' if found['finished'] else ', did not finish'}", flush=True)
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(len(TOOLS)) as pool:
+        results = dict(zip(TOOLS, pool.map(run, TOOLS), strict=True))
+    return {"compared": compared, "seconds": round(time.monotonic() - begin, 1), "tools": results}
+
+
+def clean(report: dict[str, Any]) -> bool:
+    """Whether everything that ran was right."""
+    found = report.get("sanitizers")
+    tools = found.get("tools", {}) if found else {}
+    sane = not found or (
+        tools and found["compared"] and all(t["errors"] == 0 and t["finished"] for t in tools.values())
+    )
+    tests = report.get("tests")
+    return bool(sane and (not tests or (tests["failed"] == 0 and tests["passed"] > 0)))
+
+
+def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gpu-cases", type=int, default=250, help="random problems (each in several variations)")
+    parser.add_argument("--workers", type=int, default=0, help="test processes; default: as many as cores, at most 12")
+    parser.add_argument("--sanitize", action="store_true", help="then run the sanitizers, too")
+    parser.add_argument("--sanitize-only", action="store_true", help="run nothing but the sanitizers")
+    parser.add_argument("--sanitize-seconds", type=float, default=400.0, help="limit of all of them")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="limit of the tests")
+    parser.add_argument("--pytest", action="append", default=[], metavar="ARGUMENT", help="for pytest; --pytest=-k2d")
+    parser.add_argument("--out", type=Path, help="default: results/<gpu>/test.json")
+    parser.add_argument("--logs", type=Path, help="folder of the whole output; default: a temporary one")
+    parser.add_argument("tests", nargs="*", help=f"default: {' '.join(DEFAULT_TESTS)}")
+    arguments = parser.parse_args(given)
+    arguments.deadline = time.monotonic() + arguments.seconds
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-test: PyTorch finds no GPU here", file=sys.stderr)
+        return 1
+    begin = time.monotonic()
+    report = gpu_evidence.provenance()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        logs = arguments.logs or folder
+        logs.mkdir(parents=True, exist_ok=True)
+        if not arguments.sanitize_only:
+            workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
+            parts = [
+                run_pytest(arguments, marks, n, folder, logs) for marks, n in (("not alone", workers), ("alone", 1))
+            ]
+            report["gpu_cases"] = arguments.gpu_cases
+            report["tests"] = combine(parts)
+        if arguments.sanitize or arguments.sanitize_only:
+            report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
+    report["seconds"] = round(time.monotonic() - begin, 1)
+    path = gpu_evidence.write(report, "sanitize" if arguments.sanitize_only else "test", arguments.out)
+    tests = report.get("tests", {"passed": 0, "failed": 0, "skipped": 0})
+    print(f"written: {path.name}, {report['seconds']} s")
+    print(f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
+    return 0 if clean(report) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

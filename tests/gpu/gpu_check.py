@@ -1,0 +1,104 @@
+"""Engine sm80 against the oracle: one case, forward and backward, every tensor by its largest error.
+
+Rule: max|got - ref| <= 2 * max|peer - ref| + floor, with `ref` in float64 and `peer` the same in PyTorch at the
+kernels' own precision; the floor is half a unit of the stored type at the largest value, and the oracle's `noise`. The
+operators are called directly, so that no backend can take the engine's place.
+"""
+
+import math
+
+import gpu_oracle
+import torch
+from gpu_problems import Case, tensors
+
+from vicus import _arguments, _ops
+
+INPUTS = ("query", "key", "value", "additional_keys", "additional_values")
+CAUSAL = {"none": 0, "top_left": 1, "bottom_right": 2}
+
+
+def options(deterministic: bool) -> tuple[int, ...]:
+    return _arguments.pack_options(deterministic=deterministic, kv_parallelism=not deterministic)
+
+
+def _mask(problem) -> tuple:
+    m = problem.mask
+    if problem.dense:
+        return CAUSAL[m.causal], m.window_left, m.window_right, problem.effective_scale
+    return m.kernel_size, m.stride, m.dilation, m.is_causal, problem.effective_scale
+
+
+def _inputs(problem, t) -> list:
+    given = [t.get(name) for name in INPUTS]
+    return [*given, t.get("attn_bias"), None, None, None] if problem.dense else [*given, t.get("rpb")]
+
+
+def forward(problem, t) -> tuple[torch.Tensor, torch.Tensor]:
+    operator = _ops.dense if problem.dense else _ops.neighborhood
+    with torch.no_grad():
+        return operator(*_inputs(problem, t), *_mask(problem), ())
+
+
+def inference(problem, t) -> torch.Tensor:
+    """The operator without logsumexp, of problems without additional tokens and biases."""
+    with torch.no_grad():
+        if problem.dense:
+            return _ops.dense_inference(*(t[name] for name in INPUTS[:3]), *_mask(problem))
+        *lists, scale = _mask(problem)
+        return _ops.neighborhood_inference(*(t[name] for name in INPUTS[:3]), [n for x in lists for n in x], scale)
+
+
+def backward(problem, t, saved, deterministic: bool) -> dict:
+    """Gradients by name. `saved`: output and logsumexp."""
+    operator = _ops.dense_backward if problem.dense else _ops.neighborhood_backward
+    names = [*INPUTS] if problem.dense else [*INPUTS, "rpb"]
+    wanted = sum(1 << i for i, name in enumerate(names) if t.get(name) is not None)
+    with torch.no_grad():
+        found = operator(
+            *(t["grad_output"], t["grad_logsumexp"], *_inputs(problem, t), *saved),
+            *(*_mask(problem), options(deterministic), wanted),
+        )
+    return {name: g for name, g in zip(names, found, strict=True) if t.get(name) is not None}
+
+
+def compare(name, got, ref, peer, noise) -> float:
+    """The error as a share of what is allowed."""
+    assert got.shape == ref.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(ref.shape)}"
+    kind, got, peer = got.dtype, got.double(), peer.to(got.dtype).double()
+    assert torch.equal(got == -math.inf, ref == -math.inf), f"{name}: -inf elsewhere"
+    finite = ref != -math.inf
+    got, ref, peer = got[finite], ref[finite], peer[finite]
+    if not got.numel():
+        return 0.0
+    assert torch.isfinite(got).all(), f"{name}: not finite"
+    error, allowed = float((got - ref).abs().max()), 2 * float((peer - ref).abs().max())
+    if name == "logsumexp":
+        allowed += 1e-4 + 1e-6 * float(ref.abs().max())
+    else:
+        allowed += noise + 0.5 * torch.finfo(kind).eps * float(ref.abs().max())
+        allowed += torch.finfo(kind).smallest_normal
+    assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+    return error / allowed
+
+
+def check(case: Case, ways=(True, False)) -> float:
+    """Forward, and backward in the given ways (deterministic or not). Returns the largest share of what is allowed."""
+    p, t = case.problem, tensors(case)
+    try:
+        saved = forward(p, t)
+        grads = {way: backward(p, t, saved, way) for way in ways}
+        arriving = t["grad_output"], t["grad_logsumexp"]
+        inputs = {name: x for name, x in t.items() if not name.startswith("grad_")}
+        ref = gpu_oracle.compute(p, inputs, *arriving)
+        peer = gpu_oracle.compute(p, inputs, *arriving, half=gpu_oracle.TYPES[p.dtype])
+        got = {"output": saved[0], "logsumexp": saved[1]}
+        shares = [compare(name, x, ref.values[name], peer.values[name], ref.noise[name]) for name, x in got.items()]
+        for way, found in grads.items():
+            assert list(found) == gpu_oracle.gradient_names(p)
+            for name, x in found.items():
+                what = f"gradient of {name}, {'deterministic' if way else 'with atomics'}"
+                shares.append(compare(what, x, ref.values[name], peer.values[name], ref.noise[name]))
+    except Exception as error:
+        error.add_note(f"{case!r}")
+        raise
+    return max(shares)

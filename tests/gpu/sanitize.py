@@ -1,0 +1,62 @@
+"""A few small problems that together launch every kernel: what compute-sanitizer watches (bench/gpu_test.py starts it).
+
+    PYTHONPATH=python:tests/python compute-sanitizer --tool memcheck python tests/gpu/sanitize.py --run-only
+
+Without PyTorch's cache of memory (PYTORCH_NO_CUDA_MEMORY_CACHING=1) each tensor is an allocation of its own, so that a
+read or write beside one is seen. Results are compared with the oracle first, unless --run-only is given.
+"""
+
+import argparse
+
+import torch
+from gpu_check import backward, check, forward, inference
+from gpu_problems import Case, dense, neighborhood, tensors
+
+
+def cases() -> list[Case]:
+    na, small = neighborhood, {"batch": 1}
+    f16, f32, f64 = ({"dtype": name, "batch": 1} for name in ("float16", "float32", "float64"))
+    problems = {
+        "1d": na((70,), 17, **small),
+        "1d causal, dilated, grouped": na((75,), 9, step=4, dilation=2, causal=1, heads=4, kv=2, dim=128, **f16),
+        "2d": na((18, 19), 7, **small),
+        "2d, more tokens and bias": na((13, 14), (5, 7), additional_tokens=20, rpb=True, heads=4, kv=2, **small),
+        "2d, odd dims": na((12, 13), 5, dim=33, dim_v=20, **f16),
+        "3d": na((5, 6, 7), (3, 3, 5), step=(1, 2, 1), causal=(1, 0, 0), dim=32, **small),
+        "dense": dense(130, 150, dim=64, **small),
+        "dense causal, wide": dense(70, 90, "bottom_right", dim=256, **f16),
+        "dense sliding": dense(150, 150, "bottom_right", left=30, right=0, heads=4, kv=1, dim=128, **small),
+        "dense, bias": dense(66, 70, attn_bias=True, additional_tokens=3, **f16),
+        "one token": na((1, 1), 1, **small),
+        "float32": na((12, 13), 5, additional_tokens=3, rpb=True, **f32),
+        "float32 dense": dense(70, 75, "top_left", dim=128, **f32),
+        "float64": na((40,), 9, heads=4, kv=2, dim=40, **f64),
+        "wide heads": dense(40, 50, dim=320, **small),
+    }
+    styles = {"2d, odd dims": "shifted", "2d": "fused", "dense": "apart"}
+    return [Case(name, p, styles.get(name, "contiguous"), seed=i) for i, (name, p) in enumerate(problems.items())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run-only", action="store_true", help="launch every kernel, compare nothing")
+    arguments = parser.parse_args()
+    for case in cases():
+        p = case.problem
+        print(case.name, flush=True)
+        if not arguments.run_only:
+            check(case)
+            continue
+        # Made on the CPU: only our kernels run on the GPU.
+        t = {name: None if x is None else x.cuda() for name, x in tensors(case, "cpu").items()}
+        saved = forward(p, t)
+        for deterministic in (True, False):
+            backward(p, t, saved, deterministic)
+        if not (p.additional_tokens or p.rpb or p.attn_bias):
+            inference(p, t)
+        torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What `make gpu-test` and `make gpu-bench` make of what they measured. Needs no GPU."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gpu
+import gpu_evidence
+import gpu_report
+import gpu_test
+import pytest
+
+BENCH = Path(gpu.__file__).parent
+PROBLEMS = json.loads((BENCH / "problems_gpu.json").read_text())["problems"]
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+    ],
+)
+def test_folder_of_a_device(name, slug):
+    assert gpu_evidence.slug(name) == slug
+
+
+def test_digest_is_of_what_is_compiled(tmp_path, monkeypatch):
+    texts = gpu_evidence.device_texts()
+    assert {"geometry.h", "forward.cu", "mma.cuh", "args.h"} <= {path.name for path in texts}
+    assert all(path.suffix != ".cc" for path in texts)
+    before = gpu_evidence.kernel_digest()
+    copy = tmp_path / "copy"
+    for folder in ("src/gpu", "include/vicus"):
+        shutil.copytree(gpu_evidence.ROOT / folder, copy / folder)
+    monkeypatch.setattr(gpu_evidence, "ROOT", copy)
+    assert gpu_evidence.kernel_digest() == before
+    (copy / "src/gpu/engine.cc").write_text("// host code\n")
+    assert gpu_evidence.kernel_digest() == before
+    kernel = copy / "src/gpu/forward.cu"
+    kernel.write_text(kernel.read_text() + "\n")
+    assert gpu_evidence.kernel_digest() != before
+
+
+def test_results_of_other_kernels_are_named(tmp_path):
+    report = {"gpu": {"name": "NVIDIA H100"}, "commit": "c" * 40, "date": "2026-01-02T03:04:05"}
+    for kind, digest in (("test", gpu_evidence.kernel_digest()), ("bench", "0" * 64)):
+        gpu_evidence.write(report | {"kernel_digest": digest}, kind, tmp_path / "h100" / f"{kind}.json")
+    (line,) = gpu_evidence.stale(tmp_path)
+    assert line.startswith("h100/bench.json") and "cccccccccccc, 2026-01-02" in line
+
+
+def test_commit_of_a_machine_without_git(monkeypatch):
+    monkeypatch.setenv("VICUS_COMMIT", "abc")
+    assert gpu_evidence.commit() == "abc"
+    monkeypatch.delenv("VICUS_COMMIT")
+    monkeypatch.setenv("PATH", "")
+    assert gpu_evidence.commit() == "unknown"
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="a" name="right" time="2"/>
+<testcase classname="a" name="wrong" time="1"><failure message="off by one">...</failure></testcase>
+<testcase classname="a" name="broken"><error message="no"/></testcase>
+<testcase classname="a" name="elsewhere"><skipped message="needs two GPUs"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_counts_of_a_run(tmp_path):
+    path = tmp_path / "junit.xml"
+    path.write_text(JUNIT)
+    total = gpu_test.combine([gpu_test.read_junit(path)] * 2)
+    assert (total["passed"], total["failed"], total["skipped"]) == (2, 4, 2)
+    assert total["failures"][0] == {"test": "a::wrong", "message": "off by one"}
+    assert total["skip_reasons"] == ["needs two GPUs"]
+    assert total["slowest"][0] == {"test": "a::right", "seconds": 2.0}
+    assert not gpu_test.clean({"tests": total})
+    assert gpu_test.clean({"tests": total | {"failed": 0}})
+    assert not gpu_test.clean({"tests": total | {"failed": 0, "passed": 0}})
+
+
+def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
+    arguments = gpu_test.parse_arguments(["--pytest=--no-such-option", "tests/gpu"])
+    found = gpu_test.run_pytest(arguments, "alone", 1, tmp_path, tmp_path)
+    assert found["failed"] == 1 and "ended with 4" in found["failures"][0]["message"]
+
+
+def test_what_the_sanitizers_say():
+    good = "done\n========= ERROR SUMMARY: 0 errors\n"
+    hazard = (
+        "========= Error: Race reported\ndone\n========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)\n"
+    )
+    cut = "========= COMPUTE-SANITIZER\n"
+    tools = [gpu_test.read_sanitizer(text) for text in (good, hazard, cut)]
+    assert [t["errors"] for t in tools] == [0, 3, None]
+    assert [t["finished"] for t in tools] == [True, True, False]
+    assert tools[1]["first"] == ["========= Error: Race reported"]
+    for tool, right in zip(tools, (True, False, False), strict=True):
+        assert gpu_test.clean({"sanitizers": {"compared": True, "tools": {"memcheck": tool}}}) is right
+    assert not gpu_test.clean({"sanitizers": {"error": "compute-sanitizer is not installed"}})
+
+
+def made_report():
+    seconds = {"median": 0.01, "min": 0.009, "max": 0.011, "samples": 11}
+    kernel = {"name": "forward of forward.cu", "threads": 128, "registers": 200, "local_bytes": 0}
+    kernel |= {"shared_bytes": 70000, "blocks_per_multiprocessor": 2}
+    rows = []
+    for problem in PROBLEMS:
+        for way in ("forward", "backward"):
+            row = {"problem": problem["name"], "pass": way, "dtype": problem.get("dtype", "bfloat16"), "flops": 4e12}
+            row |= {"bytes": 3e9, "seconds": seconds, "work_ratio": 1.5, "kernels": [kernel]}
+            row["peers"] = {"flash": {"seconds": seconds | {"median": 0.02}}, "flex": {"unsupported": "no such thing"}}
+            rows.append(row)
+    rows.append({"problem": "other", "pass": "forward", "unsupported": "RuntimeError: no"})
+    return {
+        "gpu": {"name": "NVIDIA H100", "driver": "1"},
+        "versions": {"torch": "2"},
+        "commit": "c",
+        "ceilings": {"bfloat16_flops": 8e14, "float32_flops": 5e13, "copy_bytes": 3e12},
+        "rows": rows,
+        "host_seconds": {"na2d": 9e-6, "attention": 30e-6, "operator": 5e-6, "sdpa": 10e-6},
+        "first_calls": {
+            "compiled": {"process": {"forward": 2.0}, "vit56-w7": {"forward": 0.7}},
+            "from_disk": {"vit56-w7": {"forward": 0.03}},
+        },
+    }
+
+
+def test_floors_and_targets(capsys):
+    report = made_report()
+    gpu_report.finish(report, PROBLEMS)
+    row = report["rows"][0]
+    assert row["tflops"] == pytest.approx(400) and row["share_of_matmul"] == pytest.approx(0.5)
+    assert row["floors"] == pytest.approx({"flops": 0.005, "bytes": 0.001})
+    assert row["times_floor"] == pytest.approx(2) and row["times_memory_floor"] == pytest.approx(10)
+    assert (row["best_peer"], row["peer_ratio"]) == ("flash", pytest.approx(2))
+    met = {(t["problem"], t["pass"], t["what"]): t["met"] for t in report["targets"]}
+    assert met["dense-16k-d128", "forward", "TFLOP/s"] is True
+    assert met["vit56-w7", "forward", "times memory floor"] is False
+    assert met["vit56-w7", "forward", "seconds, first call"] is True
+    assert met["vit56-w7", "forward", "seconds, first call from disk"] is False
+    assert met["na2d", "forward", "times SDPA's host time"] is True
+    assert met["attention", "forward", "times SDPA's host time"] is False
+    assert len([t for t in report["targets"] if "spills" in t["what"]]) == 0
+    report["rows"][0]["kernels"][0]["local_bytes"] = 8
+    spills = [t for t in gpu_report.judge(PROBLEMS, report["rows"], report) if "spills" in t["what"]]
+    assert spills and spills[0]["met"] is False
+    gpu_report.print_report(report)
+    text = capsys.readouterr().out
+    assert "SHORT" in text and "RuntimeError: no" in text and "10.00 ms" in text
+
+
+def test_targets_of_what_was_not_measured():
+    report = {**made_report(), "rows": [], "first_calls": {}, "host_seconds": None}
+    gpu_report.finish(report, PROBLEMS)
+    assert report["targets"] and all(t["met"] is None for t in report["targets"])
+
+
+def test_arguments():
+    arguments = gpu.parse_arguments(["--quick", "--only", "vit", "--without", "flex"])
+    assert arguments.samples < gpu.parse_arguments([]).samples
+    assert arguments.without == ["flex"]
+    assert set(gpu.FIRST_CALLS) <= {p["name"] for p in PROBLEMS}
+    with pytest.raises(SystemExit):
+        gpu_test.parse_arguments(["--gpu-cases", "many"])
+
+
+def test_problems_are_complete():
+    assert len({p["name"] for p in PROBLEMS}) == len(PROBLEMS)
+    for p in PROBLEMS:
+        assert ("operator" in p) != ("mask" in p)
+        assert {"layout", "batch", "heads", "head_dim"} <= p.keys()
+        if p.get("mask") == "neighborhood":
+            assert len(p["kernel_size"]) == len(p["layout"])
