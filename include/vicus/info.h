@@ -45,7 +45,8 @@ struct GpuRuntime {
   std::vector<int> compiler_architectures;  // 80, 86, 90, ...
   std::string compiler_found_in;  // "VICUS_NVRTC", "the process", "the Python packages", "CUDA_HOME", "the system"
 
-  std::string cache_directory;  // of compiled kernels; empty: there is none
+  std::string prebuilt_directory;  // VICUS_PREBUILT_DIR: kernels compiled ahead of time, looked at first
+  std::string cache_directory;     // of compiled kernels; empty: there is none
   std::uint64_t cache_bytes = 0, cache_limit_bytes = 0;
   int cache_entries = 0;
 };

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from vicus._library import info
+from vicus._warmup import warmup
 from vicus.context import (
     MemoryUsagePreference,
     allow_flex_compile,
@@ -94,4 +95,5 @@ __all__ = [
     "use_fna",
     "use_fused_na",
     "use_kv_parallelism_in_fused_na",
+    "warmup",
 ]

@@ -36,7 +36,15 @@ constexpr int kDone = 0, kMachineSaidNo = 1, kWrongInput = 2;
 constexpr const char* kFooter = R"(Examples:
   vicus attend -q q.npy -k k.npy -v v.npy --kernel-size 7 7 -o out.npy
   vicus profile --layout 56 56 --heads 8 --head-dim 64 --kernel-size 13 13
-Every subcommand explains itself: vicus attend --help)";
+Every subcommand explains itself: vicus attend --help
+
+Environment:
+  VICUS_CACHE_DIR      compiled GPU kernels [vicus below XDG_CACHE_HOME or ~/.cache]
+  VICUS_CACHE_BYTES    their most bytes, 0 to keep none [1 GiB]
+  VICUS_PREBUILT_DIR   kernels that vicus compile made, looked at first
+  VICUS_NVRTC          the compiler, libnvrtc or its directory [found: see vicus info]
+  VICUS_CUDA_DRIVER    the driver [libcuda.so.1]
+  VICUS_CPU_TARGET     instruction set to use, of those that vicus info shows)";
 
 /// One line of printable text: names of files and tensors come from anywhere.
 std::string one_line(std::string text) {

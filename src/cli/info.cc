@@ -55,6 +55,7 @@ Json collect() {
           {"version", gpu.compiler_version},
           {"found_in", gpu.compiler_found_in}}}}},
       {"libraries", {{"highway", VICUS_HWY_VERSION}, {"openmp", std::to_string(_OPENMP)}}},
+      {"prebuilt", gpu.prebuilt_directory},
       {"cache",
        {{"directory", gpu.cache_directory},
         {"kernels", gpu.cache_entries},
@@ -99,7 +100,8 @@ void print_info(bool json, std::ostream& out) {
       << text_of(cpu["target_used"]) << " is used, of " << join(cpu["targets_available"])
       << " here (built: " << join(cpu["targets_built"]) << ")\nthreads    " << cpu["threads"] << '\n';
   print_gpu(info["gpu"], out);
-  const std::string directory = text_of(cache["directory"]);
+  const std::string directory = text_of(cache["directory"]), prebuilt = text_of(info["prebuilt"]);
+  if (!prebuilt.empty()) out << "prebuilt   " << prebuilt << '\n';
   out << "cache      " << (directory.empty() ? "none: VICUS_CACHE_DIR, XDG_CACHE_HOME and HOME are not set" : directory)
       << ": " << cache["kernels"] << " kernels, " << cache["bytes"].get<std::uint64_t>() / kMiB << " of at most "
       << cache["limit_bytes"].get<std::uint64_t>() / kMiB << " MiB\nlibraries  Highway "

@@ -3,6 +3,7 @@
 #include "jit/cache.h"
 #include "jit/device.h"
 #include "jit/driver.h"
+#include "jit/library.h"
 #include "jit/nvrtc.h"
 #include "vicus/info.h"
 
@@ -40,6 +41,7 @@ GpuRuntime gpu_runtime() {
     runtime.compiler_architectures = compiler.architectures();
     runtime.compiler_found_in = compiler.found_in();
   });
+  runtime.prebuilt_directory = jit::environment("VICUS_PREBUILT_DIR");
   const jit::DiskCache& cache = jit::user_cache();
   const jit::DiskCache::Usage usage = cache.usage();
   runtime.cache_directory = cache.directory();

@@ -65,6 +65,7 @@ def test_info_of_the_gpu_runtime(tmp_path, monkeypatch):
         ("NVRTC", compiler),
         ("CACHE_DIR", tmp_path),
         ("CACHE_BYTES", 5 << 20),
+        ("PREBUILT_DIR", tmp_path / "shipped"),
     ):
         monkeypatch.setenv(f"VICUS_{name}", str(value))
     info = json.loads(succeed("info", "--json"))
@@ -75,9 +76,17 @@ def test_info_of_the_gpu_runtime(tmp_path, monkeypatch):
         ("Fake A", "8.0"),
         ("Fake B", "9.0"),
     ]
+    assert info["prebuilt"] == str(tmp_path / "shipped")
     assert info["cache"] == {"directory": str(tmp_path), "kernels": 1, "bytes": 3 << 20, "limit_bytes": 5 << 20}
     text = succeed("info")
-    for part in (str(driver), "CUDA 13.1", "Fake B, compute capability 9.0", str(compiler), "found in VICUS_NVRTC"):
+    for part in (
+        str(driver),
+        str(tmp_path / "shipped"),
+        "CUDA 13.1",
+        "Fake B, compute capability 9.0",
+        str(compiler),
+        "found in VICUS_NVRTC",
+    ):
         assert part in text
     assert f"{tmp_path}: 1 kernels, 3 of at most 5 MiB" in text
 

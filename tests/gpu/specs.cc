@@ -45,8 +45,9 @@ std::vector<Case> cases() {
     list.push_back({"dense " + name, p});
   };
   for (const std::int64_t d : {16, 32, 64, 80, 96, 128, 192, 256}) {
-    dense("D" + std::to_string(d), sized(d % 32 == 0 ? kBrain : kHalf, 2, {1000}, 4, 2, d, d), {});
-    dense("causal D" + std::to_string(d), sized(kBrain, 2, {1000}, 4, 4, d, d), {.causal = Causal::bottom_right});
+    const std::string of = std::to_string(d);
+    dense("D" + of, sized(d % 32 == 0 ? kBrain : kHalf, 2, {1000}, 4, 2, d, d), {});
+    dense("causal D" + of, sized(kBrain, 2, {1000}, 4, 4, d, d), {.causal = Causal::bottom_right});
   }
   dense("D64/128", sized(kBrain, 2, {1000}, 4, 4, 64, 128), {.causal = Causal::top_left});
   dense("D192/128", sized(kBrain, 2, {1000}, 4, 4, 192, 128), {});
