@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-VICUS = os.environ.get("VICUS_CLI", "")
+VICUS = os.environ["VICUS_CLI"]
 
 
 def run(*arguments, cwd=None, **places):
@@ -23,7 +23,7 @@ def succeed(*arguments, cwd=None, **places):
 
 
 def devices():
-    return json.loads(run("info", "--json").stdout)["gpu"]["devices"] if VICUS else []
+    return json.loads(run("info", "--json").stdout)["gpu"]["devices"]
 
 
 pytestmark = pytest.mark.skipif(not devices(), reason="needs a GPU")
@@ -68,7 +68,8 @@ def test_attend_like_the_cpu(tmp_path, case, dtype):
     exact, exact_lse = attend("reference", np.float64)
     cpu, _ = attend("cpu", dtype)
     gpu, lse = attend("sm80", dtype)
-    floor = 2 * np.finfo(dtype).eps * np.abs(exact).max()
+    units = 2 if dtype is np.float16 else 8  # the GPU's exponential is good to a few in float32
+    floor = units * np.finfo(dtype).eps * np.abs(exact).max()
     assert np.abs(gpu - exact).max() <= 2 * np.abs(cpu - exact).max() + floor
     assert np.abs(lse - exact_lse).max() <= 1e-4 * max(1.0, np.abs(exact_lse).max())
 
