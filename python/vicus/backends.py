@@ -102,11 +102,16 @@ def gpu_refuses(
     return ""
 
 
+@torch.compiler.assume_constant_result  # traced, the question itself would become part of the graph
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool) -> bool:
     """Whether the GPU engine "sm80" computes a call: whether `gpu_refuses` has nothing against these tensors."""
     if not query.is_cuda:
         return False
-    capability, head_dim = torch.cuda.get_device_capability(query.device), max(query.shape[-1], value.shape[-1])
+    capability, head_dim = _capability(query.device), max(query.shape[-1], value.shape[-1])
     return not gpu_refuses(capability, query.dtype, head_dim, differentiable=differentiable, lists=lists)
 
 

@@ -27,7 +27,7 @@ DENSE = {
     "sliding": {"window_size": (20, 7)},
 }
 # Units of the type that results may be off, of the largest value: sums of a few hundred rounded terms.
-UNITS = 4
+UNITS = 8
 
 
 def made(layout, dtype, heads=4, kv=2, dim=32, dim_v=32, batch=2):

@@ -88,6 +88,21 @@ def test_what_the_gpu_engine_takes(monkeypatch):
     assert not takes(OnGpu())
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_the_gpu_engine_takes_is_known_when_a_graph_is_made(monkeypatch, dynamic):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def called(x):
+        why = backends.gpu_refuses(
+            backends._capability(x.device), x.dtype, x.shape[-1], differentiable=False, lists=False
+        )
+        return x if why else x + 1
+
+    compiled = torch.compile(called, backend="eager", fullgraph=True, dynamic=dynamic)
+    assert compiled(torch.zeros(3, 64)).sum() == 3 * 64
+    assert compiled(torch.zeros(3, 8192)).sum() == 0
+
+
 def test_a_machine_without_the_cpu_engine(monkeypatch):
     monkeypatch.setattr(backends, "engines", lambda: ("reference",))
     query = torch.zeros(1, 4, 1, 8)
