@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import importlib.util
 import os
 import re
 import shutil
@@ -26,8 +27,10 @@ TESTS = gpu_evidence.ROOT / "tests"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Kernel tests, and those of the package that compile FlexAttention.
 DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py")
-# Beside the tests of kernel texts, which need no GPU and run in `make test`.
-NEED_NO_GPU = ("tests/gpu/test_specs.py", "tests/gpu/test_plain.py")
+# The tests of kernel texts, which need no GPU and run in `make test`.
+NEED_NO_GPU = ("tests/gpu/test_specs.py",)
+# Tests of what a machine may not have beside the package, by the variable that names it.
+NEED_MORE = {"VICUS_CLI": ("tests/gpu/test_gpu_cli.py",)}
 
 
 def read_junit(path: Path) -> dict[str, Any]:
@@ -61,6 +64,12 @@ def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def left_out() -> dict[str, str]:
+    """Test files that cannot run, and why."""
+    missing = {name: paths for name, paths in NEED_MORE.items() if name not in os.environ}
+    return {path: f"{name} is not set" for name, paths in missing.items() for path in paths}
+
+
 def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
     """Exit status; None where it had to be stopped, with all processes that it had started."""
     child = subprocess.Popen(command, stderr=subprocess.STDOUT, start_new_session=True, **options)
@@ -77,7 +86,8 @@ def run_pytest(arguments: argparse.Namespace, marks: str, workers: int, folder: 
     name = marks.replace(" ", "-")
     junit, log = folder / f"{name}.xml", logs / f"pytest-{name}.log"
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, f"--junitxml={junit}", "-p", "no:cacheprovider"]
-    command += [f"--ignore={path}" for path in NEED_NO_GPU]
+    command += [f"--ignore={path}" for path in [*NEED_NO_GPU, *left_out()]]
+    command += ["--continue-on-collection-errors"]
     command += ["-n", str(workers)] if workers > 1 else []
     command += [f"--gpu-cases={arguments.gpu_cases}", *arguments.pytest, *(arguments.tests or DEFAULT_TESTS)]
     with log.open("w") as out:
@@ -174,11 +184,14 @@ def main() -> int:
         logs.mkdir(parents=True, exist_ok=True)
         if not arguments.sanitize_only:
             workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
+            if importlib.util.find_spec("xdist") is None:
+                print("gpu-test: pytest-xdist is not installed: one process, which takes long", file=sys.stderr)
+                workers = 1
             parts = [
                 run_pytest(arguments, marks, n, folder, logs) for marks, n in (("not alone", workers), ("alone", 1))
             ]
             report["gpu_cases"] = arguments.gpu_cases
-            report["tests"] = combine(parts)
+            report["tests"] = combine(parts) | {"left_out": left_out()}
         if arguments.sanitize or arguments.sanitize_only:
             report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
     report["seconds"] = round(time.monotonic() - begin, 1)

@@ -88,6 +88,15 @@ def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
     assert found["failed"] == 1 and "ended with 4" in found["failures"][0]["message"]
 
 
+def test_files_that_cannot_run_are_named(monkeypatch):
+    monkeypatch.setenv("VICUS_CLI", "/bin/vicus")
+    assert gpu_test.left_out() == {}
+    monkeypatch.delenv("VICUS_CLI")
+    (path,) = gpu_test.left_out()
+    assert (gpu_evidence.ROOT / path).is_file()
+    assert all((gpu_evidence.ROOT / path).is_file() for path in gpu_test.NEED_NO_GPU)
+
+
 def test_what_the_sanitizers_say():
     good = "done\n========= ERROR SUMMARY: 0 errors\n"
     hazard = (
