@@ -91,7 +91,7 @@ def _settings(problem: Problem, options: tuple[int, ...]) -> list[Any]:
     scale, mask, rank = problem["head_dim"] ** -0.5, mask_of(problem), len(problem["layout"])
     if mask:
         return [*(mask[i * rank : (i + 1) * rank] for i in range(4)), scale, options]
-    return [int(problem.get("causal", False)), -1, -1, scale, options]
+    return [0, 0, int(problem.get("causal", False)), -1, -1, scale, options]  # 0, 0: nothing is packed
 
 
 def backward_call(problem: Problem, given: list[torch.Tensor], way: str) -> Callable[[], Any]:

@@ -155,11 +155,11 @@ def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool
     return backends.resolve(backend, query, dense=dense, torch_compile=torch_compile, gpu=query.is_cuda and gpu())
 
 
-def _gpu_takes(query: Tensor, value: Tensor, *tensors: Tensor | None, lists: bool = False) -> bool:
+def _gpu_takes(query: Tensor, value: Tensor, *tensors: Tensor | None) -> bool:
     from vicus import backends
 
     differentiable = _requires_grad(query, value, *tensors) or _composition(query, value, *tensors) is not None
-    return backends.gpu_takes(query, value, differentiable=differentiable, lists=lists)
+    return backends.gpu_takes(query, value, differentiable=differentiable)
 
 
 def _options(
@@ -290,16 +290,21 @@ def _packed(
     seqlens: tuple[Tensor | None, Tensor | None],
     cumulative: tuple[Tensor | None, Tensor | None],
     longest: tuple[int | None, int | None],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Cumulative lengths of packed sequences, checked; None for both where nothing is packed."""
+) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Cumulative lengths of packed sequences and the longest of them, checked; None and 0 where nothing is packed."""
     if any(x is not None for x in seqlens):
         from vicus import varlen
 
-        return varlen.generate_varlen_parameters(query, key, value, *seqlens)[:2]
+        return varlen.generate_varlen_parameters(query, key, value, *seqlens)
     if all(x is None for x in cumulative) and not any(longest):
-        return None, None
+        return None, None, 0, 0
     _arguments_dense.check_packed(query, key, cumulative, longest)
-    return cumulative
+    return *cumulative, *longest
+
+
+def _for_gpu(lengths: Tensor | None) -> Tensor | None:
+    """A list of lengths as the kernels of engine "sm80" read it."""
+    return None if lengths is None else lengths.to(torch.int32).contiguous()
 
 
 def dense(
@@ -335,7 +340,7 @@ def dense(
     )
     _arguments.check_tensors(query, key, value, dense=True)
     _arguments.check_additional(query, key, value, additional_keys, additional_values)
-    cumulative_q, cumulative_kv = _packed(query, key, value, seqlens, cumulative, longest)
+    cumulative_q, cumulative_kv, *longest = _packed(query, key, value, seqlens, cumulative, longest)
     _arguments_dense.check_key_lengths(query, key_lengths)
     if cumulative_q is not None and (key_lengths is not None or attn_mask is not None):
         raise _arguments.wrong("key_lengths or attn_mask", "given", "None with packed sequences")
@@ -343,10 +348,11 @@ def dense(
     _arguments.check_kernel_schedule(kernel_schedule)
     band = _arguments_dense.band(is_causal, causal_alignment, window_size)
     scale = _arguments.scale_of(scale, query.shape[-1])
-    given = any(x is not None for x in (key_lengths, cumulative_q))
-    engine = _engine(backend, query, True, torch_compile, lambda: _gpu_takes(query, value, *tensors, bias, lists=given))
+    engine = _engine(backend, query, True, torch_compile, lambda: _gpu_takes(query, value, *tensors, bias))
     tiles = (q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size)
     options = _options(engine, 1, deterministic, backward_kv_splits, tiles, "size")
+    if engine == "sm80":
+        key_lengths, cumulative_q, cumulative_kv = map(_for_gpu, (key_lengths, cumulative_q, cumulative_kv))
     lists = (bias, key_lengths, cumulative_q, cumulative_kv)
 
     if engine == "flex":
@@ -373,7 +379,7 @@ def dense(
     elif why := "the gradient of attn_mask" if _requires_grad(bias) else _composition(*tensors, bias):
         result = _composite("dense", why, *tensors, *lists, *band, scale)
     elif return_lse or options or _requires_grad(*tensors) or any(x is not None for x in (*tensors[3:], *lists)):
-        result = call(_ops.dense, _ops.DenseFunction, (*tensors, *lists), *band, scale, options)
+        result = call(_ops.dense, _ops.DenseFunction, (*tensors, *lists), *longest, *band, scale, options)
     else:
         return _ops.dense_inference(query, key, value, *band, scale)
     return result if return_lse else result[0]

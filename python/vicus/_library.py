@@ -107,6 +107,6 @@ def info() -> dict[str, Any]:
 
 
 LIB.define("build_info() -> str[]")
-LIB.define("gpu_head_dim(str dtype, bool lists) -> int")
+LIB.define("gpu_head_dim(str dtype) -> int")
 LIB.define("nvrtc_directory(str directory) -> ()")
 load()

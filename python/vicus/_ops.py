@@ -23,7 +23,8 @@ _GRADS = "Tensor grad_output, Tensor? grad_logsumexp"
 _RESULTS = "(Tensor output, Tensor logsumexp)"
 _MASK = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float scale, int[] options"
 _LISTS = "Tensor? attn_bias, Tensor? key_lengths, Tensor? cumulative_seqlen_q, Tensor? cumulative_seqlen_kv"
-_BAND = "int causal, int window_left, int window_right, float scale, int[] options"
+_LONGEST = "SymInt max_seqlen_q, SymInt max_seqlen_kv"  # of packed sequences; what grids are made of on a GPU
+_BAND = f"{_LONGEST}, int causal, int window_left, int window_right, float scale, int[] options"
 _PARTS = "Tensor[] outputs, Tensor[] logsumexps"
 
 # Without gradients, extra tensors, options and logsumexp: few arguments, for half the time of a call. `mask` holds
@@ -128,7 +129,7 @@ def _composite_neighborhood(*args: Any) -> tuple[Tensor, Tensor]:
 def _composite_dense(*args: Any) -> tuple[Tensor, Tensor]:
     from vicus import composite
 
-    return composite.dense(*args)
+    return composite.dense(*args[:9], *args[11:])  # without the longest sequences, which lists tell
 
 
 def composite_merge(outputs: Sequence[Tensor], logsumexps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -320,7 +321,7 @@ def _register_fused(
 NeighborhoodFunction = _register_fused(
     "neighborhood", neighborhood, neighborhood_backward, _composite_neighborhood, 6, 6, 6
 )
-DenseFunction = _register_fused("dense", dense, dense_backward, _composite_dense, 5, 9, 5)
+DenseFunction = _register_fused("dense", dense, dense_backward, _composite_dense, 5, 9, 7)
 
 
 def _save_merge(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -54,12 +54,11 @@ _ENGINE_DEVICES = ("cpu", "meta")  # meta: shapes only, by the operators that wo
 # Dtypes whose gradients the GPU engine computes in calls of the public functions; other calls with gradients go to
 # FlexAttention.
 _GPU_GRADIENTS: frozenset[torch.dtype] = frozenset()
-# The core's limits of the GPU engine: the largest head dim by dtype and by whether the call has packed sequences or key
-# lengths; 0 where it takes none. A table, as torch.compile cannot trace the question.
+# The core's limits of the GPU engine: the largest head dim by dtype; 0 where it takes none. A table, as torch.compile
+# cannot trace the question.
 _GPU_HEAD_DIM = {
-    (dtype, lists): torch.ops.vicus.gpu_head_dim(str(dtype).removeprefix("torch."), lists)
+    dtype: torch.ops.vicus.gpu_head_dim(str(dtype).removeprefix("torch."))
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    for lists in (False, True)
 }
 _CPU_ROWS = 64  # queries of the largest tile of the CPU engine, which also has tiles of half and a quarter of it
 _FLEX_TOKENS = (64, 128)  # of a block; smaller ones waste tensor cores, larger ones exceed shared memory
@@ -74,9 +73,7 @@ def _engine_of(query: Tensor, gpu: bool) -> str:
     return engines()[0] if query.device.type in _ENGINE_DEVICES else "flex"
 
 
-def gpu_refuses(
-    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, *, differentiable: bool, lists: bool
-) -> str:
+def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, *, differentiable: bool) -> str:
     """Why the GPU engine "sm80" does not compute a call, in words.
 
     Args:
@@ -84,7 +81,6 @@ def gpu_refuses(
         dtype: Of query, key and value.
         head_dim: The largest of query and value.
         differentiable: Whether gradients are asked for.
-        lists: Whether the call has packed sequences or key lengths.
 
     Returns:
         The reason; empty when it computes it: every dtype and head dims up to 512, as the core says, on devices of
@@ -95,10 +91,9 @@ def gpu_refuses(
         return f"compute capability is {capability}; engine sm80 needs (8, 0) or more"
     if differentiable and dtype not in _GPU_GRADIENTS:
         return f"gradients of {dtype} are wanted; engine sm80 computes none from PyTorch"
-    largest = _GPU_HEAD_DIM.get((dtype, lists), 0)
+    largest = _GPU_HEAD_DIM.get(dtype, 0)
     if head_dim > largest:
-        what = " with lists of lengths" if lists else ""
-        return f"head dim is {head_dim}; engine sm80 takes up to {largest} of {dtype}{what}"
+        return f"head dim is {head_dim}; engine sm80 takes up to {largest} of {dtype}"
     return ""
 
 
@@ -107,12 +102,12 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool, lists: bool) -> bool:
+def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool) -> bool:
     """Whether the GPU engine "sm80" computes a call: whether `gpu_refuses` has nothing against these tensors."""
     if not query.is_cuda:
         return False
     capability, head_dim = _capability(query.device), max(query.shape[-1], value.shape[-1])
-    return not gpu_refuses(capability, query.dtype, head_dim, differentiable=differentiable, lists=lists)
+    return not gpu_refuses(capability, query.dtype, head_dim, differentiable=differentiable)
 
 
 def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool = False, gpu: bool = False) -> str:
@@ -150,7 +145,7 @@ def _named(name: str, query: Tensor, kind: str, gpu: bool) -> str:
         if not gpu:
             raise RuntimeError(
                 "backend is 'sm80'; it computes head dims up to 512 on CUDA devices of capability 8.0 and more, without"
-                " gradients, packed sequences and key lengths"
+                " gradients"
             )
         return name
     if name not in ("cpu", "reference"):
@@ -202,7 +197,7 @@ def can_run(
         check_tensors(query, key, value, dense=dense)
         if engine == "sm80":
             differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-            takes = gpu_takes(query, value, differentiable=differentiable, lists=False)
+            takes = gpu_takes(query, value, differentiable=differentiable)
             engine = resolve(backend, query, dense=dense, gpu=takes)
     except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
         return _answer(error, raise_error)

@@ -1,11 +1,15 @@
 """Parameters of packed variable-length sequences."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from vicus._arguments import wrong
 
 __all__ = ["generate_varlen_parameters"]
+
+logger = logging.getLogger("vicus")
 
 
 def _check(name: str, lengths: Tensor | None, query: Tensor) -> None:
@@ -63,6 +67,8 @@ def generate_varlen_parameters(
         raise wrong("seqlens_KV.shape", tuple(seqlens_KV.shape), f"that of seqlens_Q, {tuple(seqlens_Q.shape)}")
     if query.shape[0] != 1:
         raise wrong("query.shape[0]", query.shape[0], "1: sequences are packed along the tokens, not batched")
+    if query.is_cuda:
+        logger.debug("lengths of %d packed sequences: waiting for %s", seqlens_Q.shape[0], query.device)
     both = torch.stack([seqlens_Q, seqlens_KV])
     facts = torch.stack([both.amin(1), both.amax(1), both.sum(1)]).tolist()  # one wait for the device
     tokens = (query.shape[1], key.shape[1])

@@ -34,16 +34,36 @@ Neighborhood neighborhood_of(const Ints& kernel_size, const Ints& stride, const 
           AxisValues(std::span(is_causal))};
 }
 
-Dense dense_of(const MaybeTensor& key_lengths, const MaybeTensor& cumulative_seqlen_q,
-               const MaybeTensor& cumulative_seqlen_kv, std::int64_t causal, std::int64_t window_left,
-               std::int64_t window_right) {
-  return {.causal = static_cast<Causal>(causal),
-          .window_left = window_left,
-          .window_right = window_right,
-          .key_lengths = integers("key_lengths", key_lengths),
-          .cumulative_queries = integers("cumulative_seqlen_q", cumulative_seqlen_q),
-          .cumulative_keys = integers("cumulative_seqlen_kv", cumulative_seqlen_kv)};
+Dense dense_of(std::int64_t causal, std::int64_t window_left, std::int64_t window_right) {
+  return {.causal = static_cast<Causal>(causal), .window_left = window_left, .window_right = window_right};
 }
+
+// Lengths of sequences: part of the problem on the CPU, of the call (bounded by the longest) on a GPU.
+struct Lengths {
+  const MaybeTensor &keys, &cumulative_q, &cumulative_kv;
+  std::int64_t max_q, max_kv;
+
+  void put(const Place& place, Dense& mask, AttentionInputs& inputs) const {
+    if (!place.cuda) {
+      mask.key_lengths = integers("key_lengths", keys);
+      mask.cumulative_queries = integers("cumulative_seqlen_q", cumulative_q);
+      mask.cumulative_keys = integers("cumulative_seqlen_kv", cumulative_kv);
+      return;
+    }
+    inputs.key_lengths = device_list("key_lengths", keys, place);
+    inputs.cumulative_queries = device_list("cumulative_seqlen_q", cumulative_q, place);
+    inputs.cumulative_keys = device_list("cumulative_seqlen_kv", cumulative_kv, place);
+    mask.device.key_lengths = keys.has_value();
+    if (!cumulative_q && !cumulative_kv) return;
+    mask.device.sequences = static_cast<std::int64_t>(inputs.cumulative_queries.size()) - 1;
+    if (mask.device.sequences < 1) {
+      throw InvalidArgument("cumulative_seqlen_q", std::to_string(inputs.cumulative_queries.size()) + " values",
+                            "2 or more: where each sequence begins, and where the last one ends");
+    }
+    mask.device.max_queries = max_q;
+    mask.device.max_keys = max_kv;
+  }
+};
 
 std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& problem, const AttentionInputs& inputs,
                                        const Ints& options) {
@@ -148,27 +168,29 @@ std::tuple<Tensor, Tensor> dense(const Tensor& query, const Tensor& key, const T
                                  const MaybeTensor& additional_keys, const MaybeTensor& additional_values,
                                  const MaybeTensor& attn_bias, const MaybeTensor& key_lengths,
                                  const MaybeTensor& cumulative_seqlen_q, const MaybeTensor& cumulative_seqlen_kv,
-                                 std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
+                                 std::int64_t max_seqlen_q, std::int64_t max_seqlen_kv, std::int64_t causal,
+                                 std::int64_t window_left, std::int64_t window_right, double scale,
                                  const Ints& options) {
   Rows rows;
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
-  return run_forward(
-      place_of(query),
-      dense_problem(inputs.query, inputs.key, inputs.value,
-                    dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
-                    scale, inputs.additional_keys, inputs.attn_bias),
-      inputs, options);
+  Dense mask = dense_of(causal, window_left, window_right);
+  const Place place = place_of(query);
+  Lengths{key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, max_seqlen_q, max_seqlen_kv}.put(place, mask, inputs);
+  return run_forward(place,
+                     dense_problem(inputs.query, inputs.key, inputs.value, std::move(mask), scale,
+                                   inputs.additional_keys, inputs.attn_bias),
+                     inputs, options);
 }
 
 Tensor dense_inference(const Tensor& query, const Tensor& key, const Tensor& value, std::int64_t causal,
                        std::int64_t window_left, std::int64_t window_right, double scale) {
   Rows rows;
   const AttentionInputs inputs = inputs_of(rows, query, key, value, {}, {});
-  return run_inference(place_of(query),
-                       dense_problem(inputs.query, inputs.key, inputs.value,
-                                     dense_of({}, {}, {}, causal, window_left, window_right), scale),
-                       inputs);
+  return run_inference(
+      place_of(query),
+      dense_problem(inputs.query, inputs.key, inputs.value, dense_of(causal, window_left, window_right), scale),
+      inputs);
 }
 
 Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsumexp, const Tensor& query,
@@ -176,17 +198,19 @@ Tensors dense_backward(const Tensor& grad_output, const MaybeTensor& grad_logsum
                        const MaybeTensor& additional_values, const MaybeTensor& attn_bias,
                        const MaybeTensor& key_lengths, const MaybeTensor& cumulative_seqlen_q,
                        const MaybeTensor& cumulative_seqlen_kv, const Tensor& output, const Tensor& logsumexp,
-                       std::int64_t causal, std::int64_t window_left, std::int64_t window_right, double scale,
-                       const Ints& options, std::int64_t wanted) {
+                       std::int64_t max_seqlen_q, std::int64_t max_seqlen_kv, std::int64_t causal,
+                       std::int64_t window_left, std::int64_t window_right, double scale, const Ints& options,
+                       std::int64_t wanted) {
   Rows rows;
   AttentionInputs inputs = inputs_of(rows, query, key, value, additional_keys, additional_values);
   inputs.attn_bias = view("attn_bias", attn_bias);
-  return run_backward(
-      place_of(query),
-      dense_problem(inputs.query, inputs.key, inputs.value,
-                    dense_of(key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, causal, window_left, window_right),
-                    scale, inputs.additional_keys, inputs.attn_bias),
-      inputs, grad_inputs_of(rows, grad_output, grad_logsumexp, output, logsumexp), options, wanted, 5);
+  Dense mask = dense_of(causal, window_left, window_right);
+  const Place place = place_of(query);
+  Lengths{key_lengths, cumulative_seqlen_q, cumulative_seqlen_kv, max_seqlen_q, max_seqlen_kv}.put(place, mask, inputs);
+  return run_backward(place,
+                      dense_problem(inputs.query, inputs.key, inputs.value, std::move(mask), scale,
+                                    inputs.additional_keys, inputs.attn_bias),
+                      inputs, grad_inputs_of(rows, grad_output, grad_logsumexp, output, logsumexp), options, wanted, 5);
 }
 
 // --- Merging --------------------------------------------------------------------------------------------------------
@@ -311,14 +335,12 @@ std::vector<std::string> build_info() {
   return {std::string(version()), TORCH_VERSION, joined(cpu_targets_built()), joined(cpu_targets_available())};
 }
 
-// The largest head dim that engine sm80 takes, 0 where it takes none; with packed sequences or key lengths, or without.
-std::int64_t gpu_head_dim(const std::string& dtype, bool lists) {
+// The largest head dim that engine sm80 takes, 0 where it takes none.
+std::int64_t gpu_head_dim(const std::string& dtype) {
   Problem problem;
   problem.dtype = parse_dtype(dtype);
-  Dense mask{.keys = 1};
-  if (lists) mask.key_lengths = {1};
   problem.layout = 1;
-  problem.mask = mask;
+  problem.mask = Dense{.keys = 1};
   std::int64_t takes = 0, refuses = 1 << 16;
   while (refuses - takes > 1) {
     problem.head_dim = problem.head_dim_v = (takes + refuses) / 2;
@@ -338,7 +360,7 @@ std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, cons
   const AttentionInputs in = inputs_of(rows, query, key, value, {}, {});
   const Problem problem =
       mask.empty()
-          ? dense_problem(in.query, in.key, in.value, dense_of({}, {}, {}, causal, -1, -1))
+          ? dense_problem(in.query, in.key, in.value, dense_of(causal, -1, -1))
           : neighborhood_problem(in.query, in.key, in.value,
                                  {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
                                   AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))});

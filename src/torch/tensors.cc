@@ -56,6 +56,11 @@ Ints read(const Tensor& tensor) {
   return values;
 }
 
+void require_list(const char* name, const Tensor& tensor) {
+  if (tensor.dim() == 1) return;
+  throw InvalidArgument(name, std::to_string(tensor.dim()) + " dimensions", "one dimension");
+}
+
 // In PyTorch's CUDA library, which a PyTorch for CPUs lacks: looked up where it is loaded, never linked.
 using CurrentStream = AOTITorchError (*)(std::int32_t device, void** stream);
 CurrentStream find_current_stream() {
@@ -135,13 +140,29 @@ Gradient gradient_of(const Place& place, const ConstTensorView& of, bool wanted,
 
 Ints integers(const char* name, const MaybeTensor& tensor) {
   if (!tensor) return {};
-  if (tensor->dim() != 1) {
-    throw InvalidArgument(name, std::to_string(tensor->dim()) + " dimensions", "one dimension");
-  }
+  require_list(name, *tensor);
+  if (!tensor->is_cpu()) throw InvalidArgument(std::string(name) + ".device", "another", "the CPU");
   const std::int32_t code = code_of(*tensor);
   if (code == aoti_torch_dtype_int32()) return read<std::int32_t>(*tensor);
   if (code == aoti_torch_dtype_int64()) return read<std::int64_t>(*tensor);
   throw InvalidArgument(std::string(name) + ".dtype", "another type", "int32, int64");
+}
+
+std::span<const std::int32_t> device_list(const char* name, const MaybeTensor& tensor, const Place& place) {
+  if (!tensor) return {};
+  require_list(name, *tensor);
+  if (!tensor->is_cuda() || tensor->get_device_index() != place.device) {
+    throw InvalidArgument(std::string(name) + ".device", "another",
+                          "that of query, CUDA " + std::to_string(place.device));
+  }
+  if (code_of(*tensor) != aoti_torch_dtype_int32()) {
+    throw InvalidArgument(std::string(name) + ".dtype", "another type", "int32 on a GPU");
+  }
+  const auto size = static_cast<std::size_t>(tensor->size(0));
+  if (size > 1 && tensor->stride(0) != 1) {
+    throw InvalidArgument(std::string(name) + ".stride(0)", std::to_string(tensor->stride(0)), "1 on a GPU");
+  }
+  return {static_cast<const std::int32_t*>(tensor->const_data_ptr()), size};
 }
 
 }  // namespace vicus::binding

@@ -62,8 +62,13 @@ struct Gradient {
   return dtype == DType::float64 ? DType::float64 : DType::float32;
 }
 
-/// Elements of a 1-D tensor of int32 or int64 (absent: none). Throws InvalidArgument on anything else.
+/// Elements of a 1-D tensor of int32 or int64 on the CPU (absent: none). Throws InvalidArgument on anything else.
 [[nodiscard]] Ints integers(const char* name, const MaybeTensor& tensor);
+
+/// Where the elements of a 1-D contiguous tensor of int32 at `place`, a GPU, are (absent: none). Throws InvalidArgument on
+/// anything else.
+[[nodiscard]] std::span<const std::int32_t> device_list(const char* name, const MaybeTensor& tensor,
+                                                        const Place& place);
 
 }  // namespace vicus::binding
 

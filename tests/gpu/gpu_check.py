@@ -24,7 +24,7 @@ def options(deterministic: bool) -> tuple[int, ...]:
 def _mask(problem) -> tuple:
     m = problem.mask
     if problem.dense:
-        return CAUSAL[m.causal], m.window_left, m.window_right, problem.effective_scale
+        return 0, 0, CAUSAL[m.causal], m.window_left, m.window_right, problem.effective_scale  # nothing is packed
     return m.kernel_size, m.stride, m.dilation, m.is_causal, problem.effective_scale
 
 
@@ -43,7 +43,7 @@ def inference(problem, t) -> torch.Tensor:
     """The operator without logsumexp, of problems without additional tokens and biases."""
     with torch.no_grad():
         if problem.dense:
-            return _ops.dense_inference(*(t[name] for name in INPUTS[:3]), *_mask(problem))
+            return _ops.dense_inference(*(t[name] for name in INPUTS[:3]), *_mask(problem)[2:])
         *lists, scale = _mask(problem)
         return _ops.neighborhood_inference(*(t[name] for name in INPUTS[:3]), [n for x in lists for n in x], scale)
 

@@ -38,7 +38,7 @@ def dense_tensors(kind, dtype=torch.float64, grad=True):
     return [q, k, v, *extra, randn(1, 4, 5, 6, dtype=dtype, seed=5, grad=False), torch.tensor([0, 4]), None, None]
 
 
-DENSE = {"plain": (0, -1, -1), "packed": (1, -1, -1), "extra": (2, 2, 0)}
+DENSE = {"plain": (0, 0, 0, -1, -1), "packed": (4, 5, 1, -1, -1), "extra": (0, 0, 2, 2, 0)}
 
 
 def parts(dtype=torch.float64, grad=True):
