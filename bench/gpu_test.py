@@ -27,6 +27,8 @@ TESTS = gpu_evidence.ROOT / "tests"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Kernel tests, and those of the package that compile FlexAttention.
 DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py")
+# Tests of the package that run with CUDA tensors when they are told to (--device).
+ANY_DEVICE = ("tests/torch/test_functional.py",)
 # The tests of kernel texts, which need no GPU and run in `make test`.
 NEED_NO_GPU = ("tests/gpu/test_specs.py",)
 # Tests of what a machine may not have beside the package, by the variable that names it.
@@ -81,15 +83,12 @@ def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
         return None
 
 
-def run_pytest(arguments: argparse.Namespace, marks: str, workers: int, folder: Path, logs: Path) -> dict[str, Any]:
+def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], folder: Path, logs: Path) -> dict[str, Any]:
     """One run of pytest. A run that ends without a report is a failure of its own."""
-    name = marks.replace(" ", "-")
     junit, log = folder / f"{name}.xml", logs / f"pytest-{name}.log"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, f"--junitxml={junit}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={junit}", "-p", "no:cacheprovider"]
     command += [f"--ignore={path}" for path in [*NEED_NO_GPU, *left_out()]]
-    command += ["--continue-on-collection-errors"]
-    command += ["-n", str(workers)] if workers > 1 else []
-    command += [f"--gpu-cases={arguments.gpu_cases}", *arguments.pytest, *(arguments.tests or DEFAULT_TESTS)]
+    command += ["--continue-on-collection-errors", *given, *arguments.pytest]
     with log.open("w") as out:
         code = run_for(arguments.deadline - time.monotonic(), command, cwd=gpu_evidence.ROOT, stdout=out)
     tail = log.read_text(errors="replace").splitlines()[-60:]
@@ -99,10 +98,10 @@ def run_pytest(arguments: argparse.Namespace, marks: str, workers: int, folder: 
     except (OSError, ET.ParseError):
         found = {"passed": 0, "failed": 1, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
         how = "was stopped, time was up" if code is None else f"ended with {code} and no report"
-        found["failures"] = [{"test": f"pytest -m '{marks}'", "message": how}]
+        found["failures"] = [{"test": f"pytest, {name}", "message": how}]
     if code not in (0, 1, 5) and not found["failed"]:  # 5: no test has the mark
         found["failed"] = 1
-        found["failures"] = [{"test": f"pytest -m '{marks}'", "message": f"ended with {code}"}]
+        found["failures"] = [{"test": f"pytest, {name}", "message": f"ended with {code}"}]
     return found
 
 
@@ -139,6 +138,23 @@ def sanitize(logs: Path, seconds: float) -> dict[str, Any]:
     with concurrent.futures.ThreadPoolExecutor(len(TOOLS)) as pool:
         results = dict(zip(TOOLS, pool.map(run, TOOLS), strict=True))
     return {"compared": compared, "seconds": round(time.monotonic() - begin, 1), "tools": results}
+
+
+def run_tests(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, Any]:
+    """Tests that share the GPU, those that want it for themselves, and those of the package that take any device."""
+    workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
+    if importlib.util.find_spec("xdist") is None:
+        print("gpu-test: pytest-xdist is not installed: one process, which takes long", file=sys.stderr)
+        workers = 1
+    chosen = [f"--gpu-cases={arguments.gpu_cases}", *(arguments.tests or DEFAULT_TESTS)]
+    runs = {
+        "together": ["-m", "not alone", *(["-n", str(workers)] if workers > 1 else []), *chosen],
+        "alone": ["-m", "alone", *chosen],
+    }
+    if not arguments.tests:
+        runs["package"] = ["--device=cuda", *ANY_DEVICE]
+    parts = [run_pytest(arguments, name, given, folder, logs) for name, given in runs.items()]
+    return combine(parts) | {"left_out": left_out()}
 
 
 def clean(report: dict[str, Any]) -> bool:
@@ -183,15 +199,8 @@ def main() -> int:
         logs = arguments.logs or folder
         logs.mkdir(parents=True, exist_ok=True)
         if not arguments.sanitize_only:
-            workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
-            if importlib.util.find_spec("xdist") is None:
-                print("gpu-test: pytest-xdist is not installed: one process, which takes long", file=sys.stderr)
-                workers = 1
-            parts = [
-                run_pytest(arguments, marks, n, folder, logs) for marks, n in (("not alone", workers), ("alone", 1))
-            ]
             report["gpu_cases"] = arguments.gpu_cases
-            report["tests"] = combine(parts) | {"left_out": left_out()}
+            report["tests"] = run_tests(arguments, folder, logs)
         if arguments.sanitize or arguments.sanitize_only:
             report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
     report["seconds"] = round(time.monotonic() - begin, 1)

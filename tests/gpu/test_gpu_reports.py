@@ -83,8 +83,8 @@ def test_counts_of_a_run(tmp_path):
 
 
 def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
-    arguments = gpu_test.parse_arguments(["--pytest=--no-such-option", "tests/gpu"])
-    found = gpu_test.run_pytest(arguments, "alone", 1, tmp_path, tmp_path)
+    arguments = gpu_test.parse_arguments(["--pytest=--no-such-option"])
+    found = gpu_test.run_pytest(arguments, "broken", ["tests/gpu"], tmp_path, tmp_path)
     assert found["failed"] == 1 and "ended with 4" in found["failures"][0]["message"]
 
 

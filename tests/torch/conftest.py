@@ -3,6 +3,7 @@
 import os
 
 import hypothesis
+import pytest
 import torch
 
 import vicus
@@ -16,6 +17,21 @@ COMMON = {
 hypothesis.settings.register_profile("fixed", derandomize=True, **COMMON)
 hypothesis.settings.register_profile("random", derandomize=False, **COMMON)
 hypothesis.settings.load_profile(os.environ.get("VICUS_PROFILE", "fixed"))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", help='where tests make their tensors, "cuda" for example: for those that name no device'
+    )
+
+
+@pytest.fixture(autouse=True)
+def default_device(pytestconfig):
+    if name := pytestconfig.getoption("--device", default=None):
+        with torch.device(name):
+            yield
+    else:
+        yield
 
 
 def pytest_report_header():

@@ -4,7 +4,7 @@ import torch
 
 
 def qkv(layout, *, batch=2, heads=4, heads_kv=2, dim=8, dim_v=6, dtype=torch.float32, grad=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     shapes = [(heads, dim), (heads_kv, dim), (heads_kv, dim_v)]
     return [
         torch.randn(batch, *layout, *shape, dtype=dtype, generator=generator).requires_grad_(grad) for shape in shapes
