@@ -22,6 +22,9 @@ enum class Engine : std::uint8_t {
   sm80,       ///< NVIDIA GPUs since Ampere: kernels compiled for the problem at run time; tensors are device memory
 };
 
+/// Whether the tensors of its calls are memory of a GPU.
+[[nodiscard]] constexpr bool runs_on_gpu(Engine engine) noexcept { return engine == Engine::sm80; }
+
 /// "auto", "reference", "cpu" or "sm80".
 [[nodiscard]] VICUS_API std::string_view engine_name(Engine engine) noexcept;
 /// The inverse. Throws InvalidArgument naming `argument`.

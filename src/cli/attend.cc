@@ -157,7 +157,7 @@ void attend(const AttendOptions& options, Files& files) {
     logsumexp = allocate(outputs[1], problem.dtype == DType::float64 ? DType::float64 : DType::float32,
                          problem.logsumexp_shape());
   }
-  if (plan.engine == Engine::sm80) {
+  if (runs_on_gpu(plan.engine)) {
     forward_on_device(plan, inputs, output, logsumexp);
   } else {
     forward(plan, inputs, output, logsumexp);

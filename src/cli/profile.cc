@@ -98,7 +98,7 @@ Tensor random_tensor(DType dtype, const std::vector<std::int64_t>& shape, std::m
 
 /// The tensor where the plan's engine wants it.
 Tensor placed(Tensor tensor, const Plan& plan) {
-  if (plan.engine != Engine::sm80) return tensor;
+  if (!runs_on_gpu(plan.engine)) return tensor;
   tensor.device = DeviceMemory(tensor.data.size());
   tensor.device.write(tensor.data.data());
   tensor.data = {};
@@ -116,7 +116,7 @@ double seconds_on_cpu(const std::function<void()>& call) {
 }
 
 Clock clock_of(const Plan& plan) {
-  if (plan.engine != Engine::sm80) return seconds_on_cpu;
+  if (!runs_on_gpu(plan.engine)) return seconds_on_cpu;
   return [timer = std::make_shared<DeviceTimer>()](const std::function<void()>& call) {
     timer->start();
     call();
@@ -258,7 +258,7 @@ void print(const std::vector<Pass>& passes, const Plan& plan, const Reference& r
     out << std::setw(width) << std::fixed << std::setprecision(digits) << value;
   };
   out << "engine " << engine_name(plan.engine) << ", ";
-  if (plan.engine == Engine::sm80) {
+  if (runs_on_gpu(plan.engine)) {
     out << plan.gpu.device.multiprocessors << " multiprocessors";
   } else {
     out << plan.threads << " threads";
@@ -294,7 +294,7 @@ void print(const std::vector<Pass>& passes, const Plan& plan, const Reference& r
 void profile(const ProfileOptions& options, Context& context) {
   const Plan plan = choose_plan(make_problem(options.shape, options.mask), make_plan_options(options.engine));
   const auto measure = [&] { return measure_peak(plan.problem.dtype == DType::float64, plan.threads); };
-  Reference reference{.peak = {}, .measured = !options.peak_gflops && plan.engine != Engine::sm80};
+  Reference reference{.peak = {}, .measured = !options.peak_gflops && !runs_on_gpu(plan.engine)};
   if (options.peak_gflops) reference.peak = Peak{.flops_per_second = *options.peak_gflops * 1e9, .target = {}};
   std::vector<Pass> passes;
   {

@@ -32,7 +32,7 @@ void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGr
 }
 
 void prepare(const Plan& plan, const CallSet& calls, int device) {
-  if (plan.engine == Engine::sm80) gpu::prepare(plan, calls, device);
+  if (runs_on_gpu(plan.engine)) gpu::prepare(plan, calls, device);
 }
 
 void neighborhood_attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
