@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,3 +126,30 @@ def test_kernels_of_this_machine_are_shipped(tmp_path):
     shipped = pathlib.Path(tmp_path / "o.npy").read_bytes()
     succeed(*attend, cwd=tmp_path)
     assert pathlib.Path(tmp_path / "o.npy").read_bytes() == shipped
+
+
+def test_a_shipped_directory_serves_pytorch_without_a_compiler(tmp_path):
+    """Of one problem, by `vicus compile`; another needs the compiler that is not there."""
+    problem = ["--layout", "20", "30", "--heads", "2", "--head-dim", "64", "--kernel-size", "5", "--dtype", "float16"]
+    succeed("compile", *problem, "-o", tmp_path / "kernels")
+    script = (
+        "import sys, torch, vicus; x = torch.ones(1, 20, 30, 2, 64, device='cuda', dtype=torch.float16);"
+        "print(float(vicus.na2d(x, x, x, kernel_size=int(sys.argv[1])).double().sum()))"
+    )
+    places = {
+        "VICUS_PREBUILT_DIR": tmp_path / "kernels",
+        "VICUS_NVRTC": tmp_path / "absent",
+        "VICUS_CACHE_DIR": tmp_path / "cache",
+    }
+    environment = os.environ | {name: str(place) for name, place in places.items()}
+
+    def attend(kernel_size):
+        command = [sys.executable, "-c", script, str(kernel_size)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = attend(5)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 20 * 30 * 2 * 64
+    done = attend(7)
+    assert done.returncode != 0
+    assert "libnvrtc" in done.stderr

@@ -1,8 +1,5 @@
 """`vicus.warmup` and CUDA graphs on a real GPU. Every test has problems of its own: what one loads, the others lack."""
 
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -32,9 +29,10 @@ def captured(call):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_capture_without_warmup_raises_before_anything_is_queued(dtype):
     tensors = make(1, 20, 30, 2, 56, dtype=dtype)
+    windows = (3, 29)  # that no other test has
     with pytest.raises(RuntimeError, match=r"vicus\.warmup"):
-        captured(lambda: vicus.na2d(*tensors, kernel_size=5))
-    assert torch.isfinite(vicus.na2d(*tensors, kernel_size=5)).all(), "the process goes on"
+        captured(lambda: vicus.na2d(*tensors, kernel_size=windows))
+    assert torch.isfinite(vicus.na2d(*tensors, kernel_size=windows)).all(), "the process goes on"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,13 +79,13 @@ def test_forward_and_backward_in_a_graph(deterministic):
 def test_alignment_is_part_of_the_call():
     tensors = make(1, 200, 2, 40)
     shifted = [x.new_empty(x.numel() + 1)[1:].view_as(x).copy_(x) for x in tensors]
-    vicus.warmup(vicus.na1d, *tensors, kernel_size=9)
+    vicus.warmup(vicus.na1d, *tensors, kernel_size=93)
     with pytest.raises(RuntimeError, match=r"vicus\.warmup"):
-        captured(lambda: vicus.na1d(*shifted, kernel_size=9))
-    vicus.warmup(vicus.na1d, *shifted, kernel_size=9)
-    graph, output = captured(lambda: vicus.na1d(*shifted, kernel_size=9))
+        captured(lambda: vicus.na1d(*shifted, kernel_size=93))
+    vicus.warmup(vicus.na1d, *shifted, kernel_size=93)
+    graph, output = captured(lambda: vicus.na1d(*shifted, kernel_size=93))
     graph.replay()
-    assert torch.equal(output, vicus.na1d(*shifted, kernel_size=9))
+    assert torch.equal(output, vicus.na1d(*shifted, kernel_size=93))
 
 
 def test_warmup_belongs_before_the_capture():
@@ -105,34 +103,6 @@ def test_a_layer_in_a_graph():
         graph, output = captured(lambda: layer(x))
         graph.replay()
         assert torch.equal(output, layer(x))
-
-
-def test_a_shipped_directory_serves_a_process_without_a_compiler(tmp_path):
-    """Of one problem, by `vicus compile`; another needs the compiler that is not there."""
-    cli = os.environ["VICUS_CLI"]
-    problem = ["--layout", "20", "30", "--heads", "2", "--head-dim", "64", "--kernel-size", "5", "--dtype", "float16"]
-    subprocess.run([cli, "compile", *problem, "-o", tmp_path / "kernels"], check=True, capture_output=True)
-    script = (
-        "import sys, torch, vicus; x = torch.ones(1, 20, 30, 2, 64, device='cuda', dtype=torch.float16);"
-        "print(float(vicus.na2d(x, x, x, kernel_size=int(sys.argv[1])).sum()))"
-    )
-    places = {
-        "VICUS_PREBUILT_DIR": tmp_path / "kernels",
-        "VICUS_NVRTC": tmp_path / "absent",
-        "VICUS_CACHE_DIR": tmp_path / "cache",
-    }
-    environment = os.environ | {name: str(place) for name, place in places.items()}
-
-    def run(kernel_size):
-        command = [sys.executable, "-c", script, str(kernel_size)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    done = run(5)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == 20 * 30 * 2 * 64
-    done = run(7)
-    assert done.returncode != 0
-    assert "libnvrtc" in done.stderr
 
 
 def test_time_of_first_and_later_calls(record_property):
