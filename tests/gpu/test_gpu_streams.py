@@ -42,6 +42,7 @@ def test_work_is_queued_on_the_current_stream():
         assert same(found, expected)
 
 
+@alone
 def test_calls_do_not_wait_for_the_device():
     t = tensors(Case("queued", P2D, seed=2))
     everything(P2D, t)
