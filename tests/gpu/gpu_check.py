@@ -1,7 +1,7 @@
 """Engine sm80 against the oracle: one case, forward and backward, every tensor by its largest error.
 
 Rule: max|got - ref| <= 2 * max|peer - ref| + floor, with `ref` in float64 and `peer` the same in PyTorch at the
-kernels' own precision; the floor is half a unit of the stored type at the largest value, and the oracle's `noise`. The
+kernels' own precision; the floor is UNITS of the stored type at the largest value, and the oracle's `noise`. The
 operators are called directly, so that no backend can take the engine's place.
 """
 
@@ -14,6 +14,8 @@ from gpu_problems import Case, tensors
 from vicus import _arguments, _ops
 
 INPUTS = ("query", "key", "value", "additional_keys", "additional_values")
+# Rounding of a result, in units of its type. float32: that of the GPU's exponential too; float64: the oracle's own.
+UNITS = {torch.bfloat16: 0.5, torch.float16: 0.5, torch.float32: 4, torch.float64: 64}
 CAUSAL = {"none": 0, "top_left": 1, "bottom_right": 2}
 
 
@@ -75,7 +77,7 @@ def compare(name, got, ref, peer, noise) -> float:
     if name == "logsumexp":
         allowed += 1e-4 + 1e-6 * float(ref.abs().max())
     else:
-        allowed += noise + 0.5 * torch.finfo(kind).eps * float(ref.abs().max())
+        allowed += noise + UNITS[kind] * torch.finfo(kind).eps * float(ref.abs().max())
         allowed += torch.finfo(kind).smallest_normal
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
     return error / allowed
