@@ -83,11 +83,9 @@ def ceilings(samples: int) -> dict[str, float]:
 
 def measured(call: Callable[[], Any], samples: int) -> dict[str, Any]:
     """Times, or the reason why there are none: `unsupported` is what PyTorch or vicus said."""
-    import torch
-
     try:
         return {"seconds": gpu_seconds(call, samples)}
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, torch.cuda.OutOfMemoryError) as error:
+    except Exception as error:  # a compiler's own kinds among them
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"unsupported": f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]}
 
@@ -278,7 +276,10 @@ def main() -> int:
             gpu_evidence.write(report, "bench", arguments.out)
     if not arguments.no_host:
         say("host times")
-        report["host_seconds"] = host_times()
+        try:
+            report["host_seconds"] = host_times()
+        except RuntimeError as error:
+            say(f"no host times: {error}")
         names = [name for name in FIRST_CALLS if name in {p["name"] for p in problems}] or [problems[0]["name"]]
         report["first_calls"] = first_calls(
             [n for n in names if "operator" not in next(p for p in every if p["name"] == n)], arguments.problems
