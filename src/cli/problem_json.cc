@@ -47,10 +47,18 @@ bool boolean(const Json& value, const std::string& name) {
   return value.get<bool>();
 }
 
+void require_object(const Json& value, const std::string& name) {
+  if (!value.is_object()) throw InvalidArgument(name, shown(value), "an object");
+}
+
 /// The fields of one object, each asked for by name; `finish` refuses the rest.
 class Fields {
  public:
-  Fields(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {}
+  /// `name` is the object's in messages, `prefix` comes before the fields'.
+  Fields(const Json& object, const std::string& name, std::string prefix)
+      : object_(object), prefix_(std::move(prefix)) {
+    require_object(object, name);
+  }
 
   [[nodiscard]] std::string name_of(const std::string& field) const { return prefix_ + field; }
 
@@ -111,13 +119,8 @@ T one_of(const Json& value, const std::string& name, const std::array<std::pair<
   throw InvalidArgument(name, shown(value), allowed);
 }
 
-const Json& need_object(const Json& value, const std::string& name) {
-  if (!value.is_object()) throw InvalidArgument(name, shown(value), "an object");
-  return value;
-}
-
 DeviceLengths read_device(const Json& value) {
-  Fields fields(need_object(value, "mask.device"), "mask.device.");
+  Fields fields(value, "mask.device", "mask.device.");
   DeviceLengths lengths;
   fields.read("sequences", lengths.sequences);
   fields.read("max_queries", lengths.max_queries);
@@ -128,7 +131,7 @@ DeviceLengths read_device(const Json& value) {
 }
 
 std::variant<Neighborhood, Dense> read_mask(const Json& object) {
-  Fields fields(object, "mask.");
+  Fields fields(object, "mask", "mask.");
   const bool dense = one_of(
       fields.need("kind", "neighborhood, dense"), "mask.kind",
       std::array{std::pair<const char*, bool>("neighborhood", false), std::pair<const char*, bool>("dense", true)});
@@ -162,10 +165,10 @@ std::variant<Neighborhood, Dense> read_mask(const Json& object) {
 }
 
 Problem read_problem(const Json& value) {
-  const Json& plan = need_object(value, "problem");
-  const auto inner = plan.find("problem");
-  const Json& object = inner == plan.end() ? plan : need_object(*inner, "problem");
-  Fields fields(object, "");
+  require_object(value, "problem");
+  const auto inner = value.find("problem");
+  const Json& object = inner == value.end() ? value : *inner;
+  Fields fields(object, "problem", "");
   Problem problem;
   if (const Json* const dtype = fields.find("dtype")) {
     problem.dtype = parse_dtype(dtype->is_string() ? dtype->get_ref<const std::string&>() : shown(*dtype));
@@ -184,7 +187,7 @@ Problem read_problem(const Json& value) {
   fields.read("additional_tokens", problem.additional_tokens);
   fields.read("rpb", problem.rpb);
   fields.read("attn_bias", problem.attn_bias);
-  problem.mask = read_mask(need_object(fields.need("mask", "an object"), "mask"));
+  problem.mask = read_mask(fields.need("mask", "an object"));
   fields.finish();
   return validate(std::move(problem));
 }
