@@ -542,3 +542,14 @@ def test_backends_agree_on_the_gpu(name, mask, groups, training):
         ours = torch.autograd.grad(got, half, arriving.to(got))
         for one, other in zip(ours, torch.autograd.grad(want, exact, arriving), strict=True):
             torch.testing.assert_close(one.cpu().double(), other, atol=6e-2, rtol=6e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", BACKENDS)
+def test_neighborhoods_on_the_gpu(name):
+    q, k, v = qkv(64, 64, dims=(32, 32))
+    module = layer(4, 32, 2, neighborhood=Neighborhood((8, 8), 3), attn_mask_type=None, attention_backend=name)
+    want = module(q, k, v)
+    with torch.no_grad():
+        got = module(*(x.to("cuda", torch.bfloat16) for x in (q, k, v)))
+    torch.testing.assert_close(got.cpu().float(), want, atol=2e-2, rtol=2e-2)

@@ -283,7 +283,8 @@ class Unfused:
     def run(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Computes with PyTorch's operators."""
         p = call.problem
-        if p.neighborhood is not None and call.query.is_cpu and call.bias is None and call.slopes is None:
+        ours = p.device == "cpu" or (p.device == "cuda" and p.architecture is not None and p.architecture >= (8, 0))
+        if p.neighborhood is not None and ours and call.bias is None and call.slopes is None:
             return _windows(call)
         if call.sequences.packed is None:
             return _pairs(call, call.query, call.key, call.value, call.sequences.valid)
