@@ -37,6 +37,11 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - begin) / calls
 
 
+def milliseconds(spent: float) -> str:
+    """Three digits."""
+    return f"{spent * 1e3:.0f} ms" if spent >= 0.1 else f"{spent * 1e3:.3g} ms"
+
+
 class Row:
     """A layer with so many groups, and what is measured of it."""
 
@@ -108,7 +113,7 @@ def main() -> None:
         f" | one token, {options.cached} in the cache |\n|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        ms = [f"{statistics.median(times) * 1e3:.3g} ms" for times in row.times]
+        ms = [milliseconds(statistics.median(times)) for times in row.times]
         print(f"| {row.name} | {row.groups} | {row.parameters / 1e6:.2f} M | {row.cache} bytes | {' | '.join(ms)} |")
 
 

@@ -215,6 +215,7 @@ class Sequences:
         lengths: Queries and keys of the longest one.
         same: Whether every sequence is known to have as many keys as queries.
         valid: Bool `[B, Sq]` and `[B, Sk]`, True where a token is no padding; or None and None.
+        padded_at_end: Whether padding, if any, is known to follow all tokens of its sequence.
         packed: Where the sequences of packed query and key are; or None.
     """
 
@@ -222,6 +223,7 @@ class Sequences:
     lengths: tuple[int, int]
     same: bool
     valid: Pair = (None, None)
+    padded_at_end: bool = True
     packed: tuple[Packed, Packed] | None = None
 
 
@@ -257,7 +259,7 @@ def sequences(
         return Sequences(query.shape[0], lengths, lengths[0] == lengths[1])
     valid = _padding(query, key, cu_seqlens, attention_mask)
     same = lengths[0] == lengths[1] and query.is_cpu and torch.equal(valid[0].sum(-1), valid[1].sum(-1))
-    return Sequences(query.shape[0], lengths, same, valid)
+    return Sequences(query.shape[0], lengths, same, valid, padded_at_end=cu_seqlens[0] is not None)
 
 
 def _check_pairs(name: str, x: Tensor, device: torch.device, full: tuple[int, int, int, int]) -> None:

@@ -136,7 +136,11 @@ class Flash:
         if p.windowed:
             more["window_size"] = p.window_size
         if p.padding:
-            return self._sequences(call, more), None
+            # Without padding there is less to compute; but to take it out, the host has to know the lengths.
+            known = p.device == "cpu" or call.sequences.packed is not None or not call.sequences.padded_at_end
+            from_the_start = not p.bottom_right_diagonal if p.causal else not p.windowed
+            compute = self._padded if from_the_start and not known else self._sequences
+            return compute(call, more), None
         bias = call.bias
         if bias is not None and p.bias_type == "pre_scale_bias":
             bias = (bias * call.scale).masked_fill(bias == -torch.inf, -torch.inf)  # whatever the scale
@@ -144,6 +148,14 @@ class Flash:
             seen = ~call.mask
             bias = seen if bias is None else bias.masked_fill(call.mask, -torch.inf)
         return functional.attention(call.query, call.key, call.value, attn_mask=bias, **more), None
+
+    def _padded(self, call: Call, more: dict[str, Any]) -> Tensor:
+        """Sequences that are padded at their end, as they are."""
+        valid_q, valid_kv = call.sequences.valid
+        padding = ~valid_q[..., None, None]
+        query = call.query.masked_fill(padding, 0)  # whatever is there must not reach the gradients of the keys
+        output = functional.attention(query, call.key, call.value, key_lengths=valid_kv.sum(-1), **more)
+        return output.masked_fill(padding, 0)
 
     def _sequences(self, call: Call, more: dict[str, Any]) -> Tensor:
         """Sequences of different lengths: their tokens one after the other, without padding or gaps."""
