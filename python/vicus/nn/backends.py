@@ -118,7 +118,6 @@ class Flash:
             p.dtype,
             max(p.head_dim_qk, p.head_dim_v),
             differentiable=p.differentiable,
-            lists=p.padding,
         )
 
     def run(self, call: Call) -> tuple[Tensor, None]:
