@@ -21,6 +21,7 @@ class Tensor {
     const std::size_t bytes = (static_cast<std::size_t>(layout.numel() + offset) + 16) * dtype_size(dtype);
     jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, nullptr), "cuMemAllocAsync");
     const std::uintptr_t start = (data_ + 15) / 16 * 16 + static_cast<std::uintptr_t>(offset) * dtype_size(dtype);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver's addresses are integers
     view = TensorView(reinterpret_cast<void*>(start), dtype, layout);
   }
   ~Tensor() { jit::driver().cuMemFreeAsync(data_, nullptr); }

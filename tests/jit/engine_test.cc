@@ -82,7 +82,7 @@ class GpuCalls : public ::testing::Test {
     problem.mask = Neighborhood{.kernel_size = 7};
     problem = validate(problem);
   }
-  ~GpuCalls() override { fake.capture_status = 0; }
+  void TearDown() override { fake.capture_status = 0; }
 
   void forget() {
     const std::lock_guard lock(fake.mutex);
