@@ -187,7 +187,8 @@ def attention(
             the device on every call; see `vicus.varlen.generate_varlen_parameters`.
         seqlens_KV: int32 `[N]`, keys of each, given together with `seqlens_Q`.
         cumulative_seqlen_Q: Packed sequences without waiting: int32 `[N + 1]`, sequence n holds queries
-            `cumulative_seqlen_Q[n]` to `cumulative_seqlen_Q[n + 1]`.
+            `cumulative_seqlen_Q[n]` to `cumulative_seqlen_Q[n + 1]`. The last one ends where the tokens do; engine
+            "sm80" takes tokens after it, whose output is 0.
         cumulative_seqlen_KV: int32 `[N + 1]`, the same for keys.
         max_seqlen_Q: Queries of the longest sequence; given together with the cumulative lengths.
         max_seqlen_KV: Keys of the longest sequence.
@@ -210,7 +211,8 @@ def attention(
             `[B, H, Sq, Sk]`; differentiable where floating, at the cost of the scores in memory. Not with packed
             sequences.
         key_lengths: Key padding: int32 or int64 `[B]`, keys of each batch entry that are real. Not with packed
-            sequences.
+            sequences. On a GPU nothing waits for the values of this list and of the cumulative ones, so nothing checks
+            them: wrong ones make wrong results.
         additional_keys: `[B, T, Hkv, D]`, tokens that every query sees; or None.
         additional_values: `[B, T, Hkv, Dv]`, given together with `additional_keys`.
         deterministic: Whether gradients are bit-identical from run to run; None leaves it to `vicus.context` and

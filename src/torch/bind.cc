@@ -11,6 +11,7 @@
 
 #include "gpu/report.h"
 #include "jit/nvrtc.h"
+#include "torch/lengths.h"
 #include "torch/plans.h"
 #include "torch/tensors.h"
 #include "vicus/attention.h"
@@ -37,33 +38,6 @@ Neighborhood neighborhood_of(const Ints& kernel_size, const Ints& stride, const 
 Dense dense_of(std::int64_t causal, std::int64_t window_left, std::int64_t window_right) {
   return {.causal = static_cast<Causal>(causal), .window_left = window_left, .window_right = window_right};
 }
-
-// Lengths of sequences: part of the problem on the CPU, of the call (bounded by the longest) on a GPU.
-struct Lengths {
-  const MaybeTensor &keys, &cumulative_q, &cumulative_kv;
-  std::int64_t max_q, max_kv;
-
-  void put(const Place& place, Dense& mask, AttentionInputs& inputs) const {
-    if (!place.cuda) {
-      mask.key_lengths = integers("key_lengths", keys);
-      mask.cumulative_queries = integers("cumulative_seqlen_q", cumulative_q);
-      mask.cumulative_keys = integers("cumulative_seqlen_kv", cumulative_kv);
-      return;
-    }
-    inputs.key_lengths = device_list("key_lengths", keys, place);
-    inputs.cumulative_queries = device_list("cumulative_seqlen_q", cumulative_q, place);
-    inputs.cumulative_keys = device_list("cumulative_seqlen_kv", cumulative_kv, place);
-    mask.device.key_lengths = keys.has_value();
-    if (!cumulative_q && !cumulative_kv) return;
-    mask.device.sequences = static_cast<std::int64_t>(inputs.cumulative_queries.size()) - 1;
-    if (mask.device.sequences < 1) {
-      throw InvalidArgument("cumulative_seqlen_q", std::to_string(inputs.cumulative_queries.size()) + " values",
-                            "2 or more: where each sequence begins, and where the last one ends");
-    }
-    mask.device.max_queries = max_q;
-    mask.device.max_keys = max_kv;
-  }
-};
 
 std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& problem, const AttentionInputs& inputs,
                                        const Ints& options) {
