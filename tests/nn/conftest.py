@@ -5,6 +5,8 @@ import os
 import hypothesis
 import pytest
 
+from vicus.nn import choice
+
 COMMON = {
     "deadline": None,
     "database": None,
@@ -22,3 +24,6 @@ def quiet_environment(monkeypatch):
     for prefix in ("NVTE_", "VICUS_"):
         for word in (*words, "DEBUG_LEVEL"):
             monkeypatch.delenv(prefix + word, raising=False)
+    choice._decide.cache_clear()  # tests change the table, and what backends say
+    yield
+    choice._decide.cache_clear()

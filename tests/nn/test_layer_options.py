@@ -282,6 +282,21 @@ def test_compiled(name, monkeypatch):
 
 
 @needs_gpu
+@pytest.mark.parametrize(("name", "p"), [("unfused", 0.5), ("fused", 0.5)])
+def test_checkpointing_draws_the_same_numbers_on_the_gpu(name, p):
+    results = []
+    for checkpoint in (False, True):
+        tensors = [x.to("cuda", torch.bfloat16).requires_grad_() for x in qkv(64, 64, dims=(64, 64))]
+        torch.manual_seed(7)
+        output = layer(4, 64, attention_dropout=p, attention_backend=name)(
+            *tensors, checkpoint_core_attention=checkpoint
+        )
+        results.append([output, *torch.autograd.grad(output.square().sum(), tensors)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-2, rtol=1e-2)
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", ["flash", "unfused"])
 @pytest.mark.parametrize("mask", ["padding", "padding_causal", "padding_causal_bottom_right"])
 def test_padding_on_the_gpu(name, mask):

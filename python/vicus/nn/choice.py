@@ -15,6 +15,7 @@ Transformer Engine, and under `VICUS_`, which goes first:
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ import torch
 from vicus import context
 from vicus._arguments import wrong
 from vicus.nn import preference
-from vicus.nn.backends import BACKENDS, Backend
+from vicus.nn.backends import BACKENDS
 from vicus.nn.problem import Problem, one_of
 
 __all__ = ["Choice", "Verdict", "attention_backends", "choose", "deterministic"]
@@ -143,13 +144,12 @@ class Choice:
         return "\n".join([str(self.problem), *(f"  {a:8}{b:10}{c}".rstrip() for a, b, c in words)])
 
 
-def choose(problem: Problem, only: str = "auto", backends: Sequence[Backend] = BACKENDS) -> Choice:
+def choose(problem: Problem, only: str = "auto") -> Choice:
     """Chooses a backend.
 
     Args:
         problem: Of the call; architecture included, so that the choice for any machine can be asked on any other.
         only: Name of the only backend that may be chosen; "auto" for any.
-        backends: Those there are.
 
     Returns:
         The choice, with what was found about every backend. Its `backend` is None when none is left.
@@ -157,21 +157,23 @@ def choose(problem: Problem, only: str = "auto", backends: Sequence[Backend] = B
     Raises:
         ValueError: An environment variable has a value that it may not have.
     """
+    forbidden = tuple(_forbidden(name) for name in NAMES)
+    choice = _decide(problem, only, forbidden, _is("ATTN_PREFERENCE", "te", ("measured", "te")))
+    _log(choice)
+    return choice
+
+
+@functools.lru_cache(maxsize=512)  # of what the user says now: nothing of it is remembered
+def _decide(problem: Problem, only: str, forbidden: tuple[str, ...], te: bool) -> Choice:
     reasons = {}
-    for backend in backends:
-        reason = _forbidden(backend.name)
+    for backend, reason in zip(BACKENDS, forbidden, strict=True):
         if not reason and only not in ("auto", backend.name):
             reason = f"attention_backend is {only!r}"
         reasons[backend.name] = reason or backend.supports(problem)
-    rule = _variable("ATTN_PREFERENCE", ("measured", "te"))
-    ranks = preference.rank(
-        problem, [name for name in reasons if not reasons[name]], rule is not None and rule[1] == "te"
-    )
+    ranks = preference.rank(problem, [name for name in reasons if not reasons[name]], te)
     verdicts = [Verdict(name, "", i == 0, why) for i, (name, why) in enumerate(ranks)]
     verdicts += [Verdict(name, reason, False) for name, reason in reasons.items() if reason]
-    choice = Choice(problem, tuple(verdicts))
-    _log(choice)
-    return choice
+    return Choice(problem, tuple(verdicts))
 
 
 def refusal(choice: Choice) -> ValueError:

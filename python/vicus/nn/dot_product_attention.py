@@ -48,10 +48,8 @@ class DotProductAttention(nn.Module):
         tp_group: Process group of those ranks; its size is taken in place of `tp_size`.
         layer_number: Kept for the caller.
         attention_type: "self" or "cross".
-        cp_group: None: there is no context parallelism. The same goes for the next three.
-        cp_global_ranks: No effect.
-        cp_stream: No effect.
-        cp_comm_type: No effect.
+        cp_group: None: there is no context parallelism.
+        cp_global_ranks, cp_stream, cp_comm_type: No effect.
         softmax_scale: Factor of query times key, used as given; None for one over the root of the head dim.
         softmax_type: "vanilla"; "off-by-one" (every query also sees a key of logit 0 and value 0); "learnable" (of a
             logit per head, the parameter `softmax_offset` `[heads]`): attention sinks.
@@ -131,7 +129,7 @@ class DotProductAttention(nn.Module):
         self.bottom_right_diagonal = bottom_right_diagonal
         self.layer_number = 1 if layer_number is None else arguments.positive("layer_number", layer_number)
         self.attention_type = problem.one_of("attention_type", attention_type, problem.ATTENTION_TYPES)
-        self.softmax_scale = _arguments.scale_of(softmax_scale, dims[0])
+        self.softmax_scale = float(_arguments.scale_of(softmax_scale, dims[0]))
         self.softmax_type = problem.one_of("softmax_type", softmax_type, problem.SOFTMAX_TYPES)
         if not isinstance(softcap, (int, float)) or softcap < 0:
             raise wrong("softcap", repr(softcap), "a number >= 0, 0 for none")
@@ -189,7 +187,7 @@ class DotProductAttention(nn.Module):
                 are padded at their end.
             cu_seqlens_kv: The same of the keys; without it those of the queries, except with "thd".
             cu_seqlens_q_padded: With "thd", where each sequence starts, if there are tokens between them that belong to
-                none. Those have output 0.
+                none; those have output 0. On the CPU, tokens after the last sequence are seen without it.
             cu_seqlens_kv_padded: The same of the keys.
             max_seqlen_q: With "thd", queries of the longest sequence; without it the device is asked, and waited for.
             max_seqlen_kv: The same of the keys.
@@ -244,9 +242,9 @@ class DotProductAttention(nn.Module):
             raise choice.refusal(chosen)
         backend = next(b for b in BACKENDS if b.name == chosen.backend)
         if checkpoint_core_attention and call.problem.differentiable:
+            # The tensors are named for their device, whose random numbers are then the same the second time.
             output, largest = torch.utils.checkpoint.checkpoint(
-                backend.run,
-                call,
+                *(lambda *_: backend.run(call), call.query, call.key, call.value),
                 use_reentrant=False,
                 context_fn=functools.partial(_random.contexts, self.rng_states_tracker),
             )
