@@ -135,6 +135,10 @@ FORWARD = [
         "len(attention_mask) is 1; allowed: one mask",
     ),
     (
+        {"attn_mask_type": "padding", "attention_mask": mask(2, 1, 1, 6).to("meta")},
+        "attention_mask.device is meta; allowed: the device of query_layer, cpu",
+    ),
+    (
         {"attn_mask_type": "padding", "cu_seqlens_q": BOUNDS[:2]},
         "cu_seqlens_q.shape is (2,); allowed: [batch + 1], (3,)",
     ),

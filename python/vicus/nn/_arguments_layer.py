@@ -203,6 +203,8 @@ def _padding(query: Tensor, key: Tensor, cu_seqlens: Pair, attention_mask: Tenso
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             allowed = f"bool [batch, 1, 1, tokens], {(batch, 1, 1, tokens)}, True where a token is padding"
             raise wrong("attention_mask", got, allowed + "; one each for queries and keys where these differ")
+        if mask.device != query.device:
+            raise wrong("attention_mask.device", mask.device, f"the device of query_layer, {query.device}")
     return ~masks[0][:, 0, 0], ~masks[1][:, 0, 0]
 
 
