@@ -238,6 +238,19 @@ def test_a_call_overrides_the_layer():
     assert torch.equal(again(*tensors, attn_mask_type="no_mask"), layer()(*tensors))
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_masks_and_biases_of_fewer_dimensions(name):
+    tensors = qkv(5, 6)
+    module = layer(attn_mask_type="arbitrary", attention_backend=name)
+    bias, mask = torch.randn(4, 5, 6), torch.rand(5, 6) < 0.3
+    mask[:, 0] = False
+    more = {"core_attention_bias_type": "post_scale_bias"}
+    got = module(*tensors, attention_mask=mask, core_attention_bias=bias, **more)
+    want = module(*tensors, attention_mask=mask.expand(2, 4, 5, 6), core_attention_bias=bias[None], **more)
+    assert torch.equal(got, want)
+    torch.testing.assert_close(got, sdpa(*tensors, mask=bias.masked_fill(mask, -math.inf)), atol=1e-5, rtol=1e-5)
+
+
 def test_names_of_masks():
     tensors, bounds = qkv(6, 6), torch.tensor([0, 4, 10], dtype=torch.int32)
     want = layer(attn_mask_type="padding_causal")(*tensors, cu_seqlens_q=bounds)

@@ -165,8 +165,8 @@ FORWARD = [
     ),
     ({"core_attention_bias_type": "pre_scale_bias"}, "core_attention_bias is a NoneType; allowed: a floating tensor"),
     (
-        {"core_attention_bias_type": "post_scale_bias", "core_attention_bias": torch.zeros(4, 6, 6)},
-        "core_attention_bias.shape is (4, 6, 6); allowed: broadcastable to",
+        {"core_attention_bias_type": "post_scale_bias", "core_attention_bias": torch.zeros(3, 6, 6)},
+        "core_attention_bias.shape is (3, 6, 6); allowed: broadcastable to",
     ),
     ({"alibi_slopes": torch.ones(4)}, "alibi_slopes is given; allowed: None with core_attention_bias_type 'no_bias'"),
     (

@@ -264,11 +264,14 @@ def sequences(
     return Sequences(query.shape[0], lengths, same, valid, padded_at_end=cu_seqlens[0] is not None)
 
 
-def _check_pairs(name: str, x: Tensor, device: torch.device, full: tuple[int, int, int, int]) -> None:
+def _of_pairs(name: str, x: Tensor, device: torch.device, full: tuple[int, int, int, int]) -> Tensor:
+    """`x` with four dimensions, each 1 or that of `full`."""
     if x.device != device:
         raise wrong(f"{name}.device", x.device, f"the device of query_layer, {device}")
-    if x.dim() != 4 or any(got not in (1, size) for got, size in zip(x.shape, full, strict=True)):
+    shape = (1,) * (4 - x.dim()) + tuple(x.shape)
+    if len(shape) != 4 or any(got not in (1, size) for got, size in zip(shape, full, strict=True)):
         raise wrong(f"{name}.shape", tuple(x.shape), f"broadcastable to [batch, heads, queries, keys], {full}")
+    return x.view(shape)
 
 
 def pair_mask(attention_mask: Tensor | None, device: torch.device, full: tuple[int, int, int, int]) -> Tensor:
@@ -282,8 +285,7 @@ def pair_mask(attention_mask: Tensor | None, device: torch.device, full: tuple[i
         raise wrong(
             "attention_mask", got, "a bool tensor, True where a pair is hidden, with attn_mask_type 'arbitrary'"
         )
-    _check_pairs("attention_mask", attention_mask, device, full)
-    return attention_mask
+    return _of_pairs("attention_mask", attention_mask, device, full)
 
 
 def additive_bias(
@@ -301,8 +303,7 @@ def additive_bias(
     if not isinstance(bias, Tensor) or bias.dtype not in _arguments.FLOATING:
         got = bias.dtype if isinstance(bias, Tensor) else f"a {type(bias).__name__}"
         raise wrong("core_attention_bias", got, f"a floating tensor with core_attention_bias_type {bias_type!r}")
-    _check_pairs("core_attention_bias", bias, device, full)
-    return bias
+    return _of_pairs("core_attention_bias", bias, device, full)
 
 
 def slopes_of(bias_type: str, slopes: Tensor | None, device: torch.device, batch: int, heads: int) -> Tensor | None:
