@@ -55,13 +55,18 @@ struct PlainShape {
   int head_dim, thread_rows, most_queries, most_keys, blocks;
   double slowness;
   int whole, part, wide_part;
-  int most_axes = 4;  ///< token axes, and one more for a bias: masks and biases take registers
+  int most_rank = 3;  ///< positions of more axes, biases and additional tokens take registers
+  bool biased_or_more = true;
 };
 /// By bytes of storage. Slowness: by the counts of shared memory reads, not measured yet.
 constexpr PlainShape kPlainForward32[] = {
-    {64, 8, 128, 64, 2, 1.0, 128, 64, 128, 2}, {64, 4, 64, 64, 3, 1.3, 128, 64, 128, 2},
-    {64, 4, 64, 64, 2, 1.35, 128, 64, 128},    {128, 8, 128, 32, 1, 1.15, 128, 64, 128, 2},
-    {128, 4, 64, 64, 1, 1.35, 128, 64, 128},   {kMostPlainHeadDim, 4, 64, 64, 1, 1.7, 64, 64, 128},
+    {64, 8, 128, 64, 2, 1.0, 128, 64, 128, 1},
+    {64, 8, 128, 32, 2, 1.1, 128, 64, 128, 2},
+    {64, 4, 64, 64, 3, 1.3, 128, 64, 128, 1},
+    {64, 4, 64, 64, 2, 1.35, 128, 64, 128},
+    {128, 8, 128, 32, 1, 1.15, 128, 64, 128, 1, false},
+    {128, 4, 64, 64, 1, 1.35, 128, 64, 128},
+    {kMostPlainHeadDim, 4, 64, 64, 1, 1.7, 64, 64, 128},
 };
 constexpr PlainShape kPlainForward16[] = {{128, 4, 64, 64, 1, 1.0, 128, 64, 128},
                                           {kMostPlainHeadDim, 4, 64, 64, 1, 1.3, 64, 64, 128}};
@@ -217,8 +222,8 @@ class Search {
            !((p_.rpb || p_.attn_bias) && shape.row_blocks > 1);  // biases take registers
   }
   [[nodiscard]] bool fits(const PlainShape& shape) const {
-    return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim &&
-           p_.rank() + (p_.rpb || p_.attn_bias) <= shape.most_axes;
+    return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim && p_.rank() <= shape.most_rank &&
+           (shape.biased_or_more || !(p_.rpb || p_.attn_bias || p_.additional_tokens > 0));
   }
 
   static GpuKernelPlan kernel_of(const Shape& shape) {

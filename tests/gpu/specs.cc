@@ -102,6 +102,9 @@ std::vector<Case> plain_cases() {
     for (const std::int64_t d : {32, 64, 96, 128, 256}) {
       dense(name + " D" + std::to_string(d), sized(dtype, 2, {1000}, 4, 4, d, d), {.causal = Causal::top_left});
     }
+    Problem more = sized(dtype, 2, {1000}, 4, 4, 128, 128);
+    more.additional_tokens = 9;
+    dense(name + " and more", more, {.causal = Causal::bottom_right});
     dense(name + " one query", sized(dtype, 2, {1}, 8, 1, 128, 128), {});
     dense(name + " sliding, odd", sized(dtype, 2, {1000}, 8, 1, 41, 23), {.window_left = 100, .window_right = 7},
           false);
@@ -119,6 +122,7 @@ std::vector<Case> plain_cases() {
                             .is_causal = rank == 3 ? 1 : 0};
       list.push_back({"neighborhood " + name + " " + std::to_string(rank) + "-D", p});
       p.additional_tokens = 5;
+      list.push_back({"neighborhood and more " + name + " " + std::to_string(rank) + "-D", p});
       p.rpb = true;
       p.head_dim = p.head_dim_v = 128;
       list.push_back({"neighborhood biased " + name + " " + std::to_string(rank) + "-D", p, true, dtype});
