@@ -6,6 +6,10 @@
 // a warp sees is skipped by that warp; the others are masked with the bits of key_mask. Rows lie in shared memory with 16
 // bytes of padding, which keeps ldmatrix free of bank conflicts.
 //
+// Small windows: a warp owns a box of queries (kWarpQ) and meets only a part of each key tile, the box kWarpKv around what
+// its queries see, gathered by the row addresses that ldmatrix takes from each lane. With one stage, the only tile covers
+// the hull.
+//
 // Constants of the prologue, besides those of tiles.cuh: Half, kHeadDim, kHeadDimV, kWarps, kRowBlocks, kStages, kMinBlocks,
 // kSharedBytes, kVectors (16-byte loads are legal), kPreScale (logits are scaled one by one), kAdditional, kLogsumexp,
 // kBiasKind.
@@ -17,10 +21,12 @@ namespace vicus::gpu {
 
 constexpr int kWarpRows = 16 * kRowBlocks;
 constexpr int kRows = kWarps * kWarpRows;
-constexpr int kKeyBlocks = kKeys / 8;
+constexpr int kKeyBlocks = (kMet + 15) / 16 * 2;
+constexpr bool kGathers = kMet < kKeys || kKeys % 16 != 0;
+constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
 constexpr float kNothing = -1.0f / 0.0f;
 
-static_assert(kKeys % 16 == 0 && kRows >= kTileHeads * kPositions);
+static_assert(kRows >= kTileHeads * kPositions && !(kGathers && kAdditional));
 
 struct Smem {
   union {
@@ -67,17 +73,42 @@ __device__ __forceinline__ void note_windows(Smem& smem, const Cell& cell, const
 
 enum class TileUse { skip, whole, masked };
 
-__device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, int additional) {
+__device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, const Position& met,
+                                          int additional) {
   if (kAdditional && walk.additional) {
     return walk.origin.at[2] + kKeys <= additional ? TileUse::whole : TileUse::masked;
   }
-  bool seen = true, whole = true;
+  bool seen = true, whole = kMet % 16 == 0;
   for (int a = kFirstAxis; a < 3; ++a) {
-    const Span tile = {walk.origin.at[a], walk.origin.at[a] + kTileKv[a]};
-    seen = seen && !geometry::intersect(hull.axis[a], tile).empty();
-    whole = whole && core.axis[a].contains(tile);
+    seen = seen && !geometry::intersect(hull.axis[a], {walk.origin.at[a], walk.origin.at[a] + kTileKv[a]}).empty();
+    whole = whole && core.axis[a].contains({met.at[a], met.at[a] + kWarpKv[a]});
   }
   return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
+}
+
+// Where the part of the tile starts that a warp meets: the planner made it large enough for what is in both.
+__device__ __forceinline__ Position met_origin(const Box& hull, const Position& tile) {
+  if constexpr (!kGathers) return tile;
+  Position met = tile;
+  for (int a = kFirstAxis; a < 3; ++a) {
+    met.at[a] += geometry::lo(geometry::hi(hull.axis[a].begin - tile.at[a], 0), kTileKv[a] - kWarpKv[a]);
+  }
+  return met;
+}
+
+// The rows of a key tile that a lane addresses, of the part that starts at key row `first`: the 16 keys from 16 n on, of
+// them number `of_lane`.
+struct MetRows {
+  int first;
+  __device__ __forceinline__ int row(int n, int of_lane) const {
+    if constexpr (!kGathers) return 16 * n + of_lane;
+    const int c = geometry::lo(16 * n + of_lane, kMet - 1);  // masked beyond
+    const Position p = met_position({{0, 0, 0}}, c);
+    return first + (p.at[0] * kTileKv[1] + p.at[1]) * kTileKv[2] + p.at[2];
+  }
+};
+__device__ __forceinline__ MetRows met_rows(const Position& met, const Position& tile) {
+  return {((met.at[0] - tile.at[0]) * kTileKv[1] + met.at[1] - tile.at[1]) * kTileKv[2] + met.at[2] - tile.at[2]};
 }
 
 // Accumulators of a warp: block m holds rows 16 m + lane / 4 (registers 0, 1) and 8 more (2, 3), columns 8 n + 2 (lane % 4)
@@ -88,7 +119,8 @@ struct Sums {
 };
 
 // scores[row][key] = query[row] . key[key]
-__device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, Sums<kKeyBlocks>& scores) {
+__device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, const MetRows& rows,
+                                              Sums<kKeyBlocks>& scores) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int m = 0; m < kRowBlocks; ++m) {
     for (int n = 0; n < kKeyBlocks; ++n) {
@@ -97,31 +129,50 @@ __device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, 
   }
   // A: rows lane % 16, columns of 8 by lane / 16. B (two blocks of 8 keys): keys lane % 8 + 8 (lane / 16), columns of 8.
   const u32 a = smem_address(query) + 2 * ((warp * kWarpRows + lane % 16) * kQStride + lane / 16 * 8);
-  const u32 b = smem_address(key) + 2 * ((lane % 8 + lane / 16 * 8) * kQStride + lane / 8 % 2 * 8);
+  const u32 b = smem_address(key) + 2 * (lane / 8 % 2 * 8);
+  const int of_lane = lane % 8 + lane / 16 * 8;
+  const auto visit = [&](const u32 (&q)[kRowBlocks][4], u32 row, int n, int d) {
+    u32 k[4];
+    ldmatrix_x4(k, row + 2 * d);
 #pragma unroll
-  for (int d = 0; d < kDq; d += 16) {
-    u32 q[kRowBlocks][4];
+    for (int m = 0; m < kRowBlocks; ++m) {
+      Half::mma(scores.at[m][n], q[m], k[0], k[1]);
+      Half::mma(scores.at[m][n + 1], q[m], k[2], k[3]);
+    }
+  };
+  const auto load = [&](u32 (&q)[kRowBlocks][4], int d) {
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) ldmatrix_x4(q[m], a + 2 * (16 * m * kQStride + d));
+  };
+  if constexpr (kGathers) {  // few queries, many addresses: the queries stay in registers
+    u32 q[kDq / 16][kRowBlocks][4];
+#pragma unroll
+    for (int d = 0; d < kDq; d += 16) load(q[d / 16], d);
 #pragma unroll
     for (int n = 0; n < kKeyBlocks; n += 2) {
-      u32 k[4];
-      ldmatrix_x4(k, b + 2 * (8 * n * kQStride + d));
+      const u32 row = b + 2 * kQStride * rows.row(n / 2, of_lane);
 #pragma unroll
-      for (int m = 0; m < kRowBlocks; ++m) {
-        Half::mma(scores.at[m][n], q[m], k[0], k[1]);
-        Half::mma(scores.at[m][n + 1], q[m], k[2], k[3]);
-      }
+      for (int d = 0; d < kDq; d += 16) visit(q[d / 16], row, n, d);
+    }
+  } else {
+#pragma unroll
+    for (int d = 0; d < kDq; d += 16) {
+      u32 q[kRowBlocks][4];
+      load(q, d);
+#pragma unroll
+      for (int n = 0; n < kKeyBlocks; n += 2) visit(q, b + 2 * kQStride * rows.row(n / 2, of_lane), n, d);
     }
   }
 }
 
 // out[row][f] += weight[row][key] * value[key][f]
-__device__ __forceinline__ void multiply_values(const u16* value, const Sums<kKeyBlocks>& weights, Sums<kDv / 8>& out) {
+__device__ __forceinline__ void multiply_values(const u16* value, const MetRows& rows,
+                                                const Sums<kKeyBlocks>& weights, Sums<kDv / 8>& out) {
   const int lane = threadIdx.x % 32;
-  const u32 b = smem_address(value) + 2 * (lane % 16 * kVStride + lane / 16 * 8);
+  const u32 b = smem_address(value) + 2 * (lane / 16 * 8);
 #pragma unroll
   for (int n = 0; n < kKeyBlocks; n += 2) {
+    const u32 of_row = b + 2 * kVStride * rows.row(n / 2, lane % 16);
     u32 p[kRowBlocks][4];
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) {
@@ -134,7 +185,7 @@ __device__ __forceinline__ void multiply_values(const u16* value, const Sums<kKe
 #pragma unroll
     for (int f = 0; f < kDv / 8; f += 2) {
       u32 v[4];
-      ldmatrix_x4_trans(v, b + 2 * (8 * n * kVStride + 8 * f));
+      ldmatrix_x4_trans(v, of_row + 16 * f);
 #pragma unroll
       for (int m = 0; m < kRowBlocks; ++m) {
         Half::mma(out.at[m][f], p[m], v[0], v[1]);
@@ -146,7 +197,8 @@ __device__ __forceinline__ void multiply_values(const u16* value, const Sums<kKe
 
 // Hides what the rows do not see. With kPreScale, scores become scores * scale + bias, in powers of two.
 __device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Smem& smem, const Cell& cell,
-                                            const QueryTile& tile, const KeyWalk& walk, Sums<kKeyBlocks>& scores) {
+                                            const QueryTile& tile, const KeyWalk& walk, const Position& met,
+                                            Sums<kKeyBlocks>& scores) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
@@ -162,7 +214,7 @@ __device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Smem&
       } else {
         Span seen[3];
         for (int a = kFirstAxis; a < 3; ++a) seen[a] = smem.seen[row][a];
-        mask = key_mask(seen, walk.origin);
+        mask = key_mask(seen, met);
       }
       const bool biased = kBiasKind != kBiasNone && !additional;
       long long bias = 0;
@@ -176,7 +228,7 @@ __device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Smem&
           float& s = scores.at[m][n][2 * half + i];
           const bool seen = (bits & (1 << i)) != 0;
           if constexpr (kPreScale) s *= args.scale_log2;
-          if (biased && seen) s += bias_at(args, bias, key_position(walk.origin, 8 * n + 2 * (lane % 4) + i));
+          if (biased && seen) s += bias_at(args, bias, met_position(met, 8 * n + 2 * (lane % 4) + i));
           if (!seen) s = kNothing;
         }
       }
@@ -252,6 +304,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
   }
   if (kAdditional) tiles += geometry::ceil_div(args.additional, kKeys);
+  if constexpr (kStages == 1) tiles = 1;
 
   Sources from;
   from.key = place(args.key, cell, cell.first_key);
@@ -260,20 +313,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     from.additional_key = place_additional(args.additional_keys, cell);
     from.additional_value = place_additional(args.additional_values, cell);
   }
-  for (int a = kFirstAxis; a < 3; ++a) from.limit[a] = cell.grid.axis[a].keys;
+  for (int a = kFirstAxis; a < 3; ++a) from.limit[a] = hull.axis[a].end;
 
   const Placed query = place(args.query, cell, cell.first_query);
   load_query_rows<kRows, kHeadDim, kQStride, kThreads>(args.query, query, tile, smem.query);
   cp_async_commit();
   KeyWalk ahead;
   ahead.begin(hull);
+  const auto load_next = [&](int into) {
+    if (threadIdx.x == 0) smem.walk[into] = ahead;
+    load_keys(args, from, ahead, tile.kv_head, smem.key[into], smem.value[into]);
+    ahead.next(hull);
+  };
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < tiles) {
-      if (threadIdx.x == 0) smem.walk[s] = ahead;
-      load_keys(args, from, ahead, tile.kv_head, smem.key[s], smem.value[s]);
-      ahead.next(hull);
-    }
+  for (int s = 0; s < kAhead; ++s) {
+    if (s < tiles) load_next(s);
     cp_async_commit();
   }
 
@@ -283,30 +337,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
   const float scale = kPreScale ? 1.0f : args.scale_log2;
   int stage = 0;
   for (int t = 0; t < tiles; ++t) {
-    cp_async_wait<kStages - 2>();
+    cp_async_wait<kAhead - 1>();
     __syncthreads();
-    if (t + kStages - 1 < tiles) {
-      const int free = stage == 0 ? kStages - 1 : stage - 1;
-      if (threadIdx.x == 0) smem.walk[free] = ahead;
-      load_keys(args, from, ahead, tile.kv_head, smem.key[free], smem.value[free]);
-      ahead.next(hull);
-    }
+    if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
     cp_async_commit();
     const KeyWalk walk = smem.walk[stage];
-    const TileUse use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, args.additional);
+    const Position met = met_origin(smem.warp_hull[warp], walk.origin);
+    const TileUse use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, met, args.additional);
     if (use != TileUse::skip) {
+      const MetRows rows = met_rows(met, walk.origin);
       Sums<kKeyBlocks> scores;
-      multiply_keys(smem.query, smem.key[stage], scores);
-      if (kPreScale || use == TileUse::masked) mask_scores(args, smem, cell, tile, walk, scores);
+      multiply_keys(smem.query, smem.key[stage], rows, scores);
+      if (kPreScale || use == TileUse::masked) mask_scores(args, smem, cell, tile, walk, met, scores);
       softmax.step(scores, scale, out);
-      multiply_values(smem.value[stage], scores, out);
+      multiply_values(smem.value[stage], rows, scores, out);
     }
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   cp_async_wait<0>();  // of queries that saw no tile of keys
   __syncthreads();     // query rows are read by their own warp only, but out rows overlap those of others
 
-  bool wrong = false;  // NaN or infinite: perhaps from a key that the row does not see
+  float finite = 0;  // NaN once a value is NaN or infinite: perhaps from a key that the row does not see
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
@@ -314,12 +365,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
       float sum = softmax.sum[m][half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const float factor = sum == 0 ? 0.0f : reciprocal_approx(sum);
       const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
 #pragma unroll
       for (int f = 0; f < kDv / 8; ++f) {
         const float x = out.at[m][f][2 * half] * factor, y = out.at[m][f][2 * half + 1] * factor;
-        wrong = wrong || !(fabsf(x) < 1.0f / 0.0f && fabsf(y) < 1.0f / 0.0f);
+        finite = fmaf(y, 0.0f, fmaf(x, 0.0f, finite));
         *reinterpret_cast<u32*>(&smem.out[row * kVStride + 8 * f + 2 * (lane % 4)]) = Half::pack(x, y);
       }
       if constexpr (kLogsumexp) {
@@ -336,7 +387,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
   __syncwarp();
   store_query_rows<kHeadDimV, kVStride, kWarpRows>(args.output, place(args.output, cell, cell.first_query), tile,
                                                    smem.out, warp * kWarpRows);
-  if (__any_sync(~0u, wrong)) {
+  if (__any_sync(~0u, finite != 0.0f)) {
     __syncwarp();
     for (int r = 0; r < kWarpRows; ++r) careful_row(args, warp * kWarpRows + r);
   }

@@ -53,14 +53,10 @@ __device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources
     load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.additional_keys, from.additional_key, head, row, key);
     load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.additional_values, from.additional_value, head, row, value);
   } else {
-    const auto row = [&](int c, Position& p) {
-      p = key_position(walk.origin, c);
-      bool inside = true;
-      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < from.limit[a];
-      return inside;
-    };
-    load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.key, from.key, head, row, key);
-    load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.value, from.value, head, row, value);
+    load_box<kKeys, kTileKv[1], kTileKv[2], kHeadDim, kQStride, kThreads>(args.key, from.key, head, walk.origin,
+                                                                          from.limit, key);
+    load_box<kKeys, kTileKv[1], kTileKv[2], kHeadDimV, kVStride, kThreads>(args.value, from.value, head, walk.origin,
+                                                                           from.limit, value);
   }
 }
 

@@ -25,7 +25,7 @@ __device__ __forceinline__ void load_rows(const Rows& tensor, const Placed& plac
                                           const PositionOf& position, u16* smem) {
   constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
   const u16* data = static_cast<const u16*>(tensor.data);
-#pragma unroll
+#pragma unroll 4
   for (int first = 0; first < kCount * kChunks; first += kThreads) {
     const int index = first + static_cast<int>(threadIdx.x);
     if ((kCount * kChunks) % kThreads != 0 && index >= kCount * kChunks) break;
@@ -40,6 +40,67 @@ __device__ __forceinline__ void load_rows(const Rows& tensor, const Placed& plac
       *reinterpret_cast<uint4*>(to) =
           present ? load_eight<kWidth>(data + placed.row(p, head), column) : uint4{0, 0, 0, 0};
     }
+  }
+}
+
+// The rows of a box of kExtent1 by kExtent2 rows a plane that starts at `origin`, as load_rows. Threads keep their column
+// and step from row to row, so that positions cost additions only.
+template <int kCount, int kExtent1, int kExtent2, int kWidth, int kStride, int kThreads>
+__device__ __forceinline__ void load_box(const Rows& tensor, const Placed& placed, int head, const Position& origin,
+                                         const int (&limit)[3], u16* smem) {
+  constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
+  if constexpr (kVectors && kThreads % kChunks == 0) {
+    constexpr int kStep = kThreads / kChunks;
+    constexpr int kStep0 = kStep / (kExtent1 * kExtent2), kStep1 = kStep / kExtent2 % kExtent1,
+                  kStep2 = kRank == 1 ? kStep : kStep % kExtent2;
+    int c = static_cast<int>(threadIdx.x) / kChunks;
+    const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
+    Position p = box_position<kExtent1, kExtent2>(origin, c);
+    const u16* data = static_cast<const u16*>(tensor.data);
+    const u16* row = data + placed.row(p, head) + column;
+    long long advance = kStep2 * placed.step[2], carry1 = 0, carry2 = 0;  // to the next row; at the end of an axis
+    if constexpr (kRank > 1) {
+      advance += kStep1 * placed.step[1];
+      carry2 = placed.step[1] - kExtent2 * placed.step[2];
+    }
+    if constexpr (kRank > 2) {
+      advance += kStep0 * placed.step[0];
+      carry1 = placed.step[0] - kExtent1 * placed.step[1];
+    }
+    u32 to = smem_address(smem) + 2 * (c * kStride + column);
+#pragma unroll 4
+    for (; c < kCount; c += kStep) {
+      bool present = kWidth % 16 == 0 || column < kWidth;
+      for (int a = kFirstAxis; a < 3; ++a) present = present && p.at[a] < limit[a];
+      cp_async_16(to, present ? row : data, present);
+      to += 2 * kStep * kStride;
+      row += advance;
+      p.at[2] += kStep2;
+      if constexpr (kRank > 1) {
+        p.at[1] += kStep1;
+        if (p.at[2] >= origin.at[2] + kExtent2) {
+          p.at[2] -= kExtent2;
+          ++p.at[1];
+          row += carry2;
+        }
+      }
+      if constexpr (kRank > 2) {
+        p.at[0] += kStep0;
+        if (p.at[1] >= origin.at[1] + kExtent1) {
+          p.at[1] -= kExtent1;
+          ++p.at[0];
+          row += carry1;
+        }
+      }
+    }
+  } else {
+    const auto row = [&](int c, Position& p) {
+      p = box_position<kExtent1, kExtent2>(origin, c);
+      bool inside = true;
+      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < limit[a];
+      return inside;
+    };
+    load_rows<kCount, kWidth, kStride, kThreads>(tensor, placed, head, row, smem);
   }
 }
 

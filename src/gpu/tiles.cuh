@@ -1,5 +1,6 @@
 // Tiles of queries and keys: which row is which position, where it lies in memory, which keys it sees. Windows come from
-// geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTileKv (extents), kWindow, kStep, kCausal, kDilation, kRank,
+// geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTileKv (extents), kWarpQ (extents of the boxes whose rows follow
+// each other), kWarpKv (extents of the part of a key tile that a warp meets), kWindow, kStep, kCausal, kDilation, kRank,
 // kDense (a band axis with kBandLeft, kBandRight, kBandBottom), kPacked, kKeyLengths.
 #pragma once
 
@@ -16,6 +17,7 @@ using geometry::Span;
 
 constexpr int kPositions = kTileQ[0] * kTileQ[1] * kTileQ[2];  // of a query tile, for one head
 constexpr int kKeys = kTileKv[0] * kTileKv[1] * kTileKv[2];    // of a key tile
+constexpr int kMet = kWarpKv[0] * kWarpKv[1] * kWarpKv[2];     // of them, those that a warp meets
 constexpr int kFirstAxis = 3 - kRank;                          // axes before have one position
 constexpr int kNoQuery = -1;
 
@@ -118,13 +120,15 @@ __device__ __forceinline__ QueryTile tile_of_block(const ForwardArgs& args, Cell
   return tile;
 }
 
-// Row r of a tile: head-major, then positions row-major over kTileQ.
+// Row r of a tile: head-major, then boxes of kWarpQ row-major over kTileQ, then positions row-major over the box.
 __device__ __forceinline__ Position row_position(const QueryTile& tile, int row) {
-  const int p = row % kPositions;
+  constexpr int kBoxed = kWarpQ[0] * kWarpQ[1] * kWarpQ[2], kBoxes1 = kTileQ[1] / kWarpQ[1],
+                kBoxes2 = kTileQ[2] / kWarpQ[2];
+  const int p = row % kBoxed, box = row % kPositions / kBoxed;
   Position at;
-  at.at[0] = tile.box.axis[0].begin + p / (kTileQ[1] * kTileQ[2]);
-  at.at[1] = tile.box.axis[1].begin + p / kTileQ[2] % kTileQ[1];
-  at.at[2] = tile.box.axis[2].begin + p % kTileQ[2];
+  at.at[0] = tile.box.axis[0].begin + box / (kBoxes1 * kBoxes2) * kWarpQ[0] + p / (kWarpQ[1] * kWarpQ[2]);
+  at.at[1] = tile.box.axis[1].begin + box / kBoxes2 % kBoxes1 * kWarpQ[1] + p / kWarpQ[2] % kWarpQ[1];
+  at.at[2] = tile.box.axis[2].begin + box % kBoxes2 * kWarpQ[2] + p % kWarpQ[2];
   return at;
 }
 __device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const Position& p) {
@@ -133,18 +137,26 @@ __device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const
   return inside;
 }
 
-// Key `c` of a tile of keys that starts at `origin`.
-__device__ __forceinline__ Position key_position(const Position& origin, int c) {
+// Key `c` of a box of kExtent1 by kExtent2 keys a plane that starts at `origin`.
+template <int kExtent1, int kExtent2>
+__device__ __forceinline__ Position box_position(const Position& origin, int c) {
   Position at;
-  at.at[0] = origin.at[0] + c / (kTileKv[1] * kTileKv[2]);
-  at.at[1] = origin.at[1] + c / kTileKv[2] % kTileKv[1];
-  at.at[2] = origin.at[2] + c % kTileKv[2];
+  at.at[0] = origin.at[0] + c / (kExtent1 * kExtent2);
+  at.at[1] = origin.at[1] + c / kExtent2 % kExtent1;
+  at.at[2] = origin.at[2] + c % kExtent2;
   return at;
 }
+// Of a tile of keys, and of the part of one that a warp meets.
+__device__ __forceinline__ Position key_position(const Position& origin, int c) {
+  return box_position<kTileKv[1], kTileKv[2]>(origin, c);
+}
+__device__ __forceinline__ Position met_position(const Position& origin, int c) {
+  return box_position<kWarpKv[1], kWarpKv[2]>(origin, c);
+}
 
-// Bit c of the mask is set when key c of the tile lies in `seen` (positions relative to the tile), one axis after the
-// other: the bits of a line, repeated for every line that is seen.
-constexpr int kMaskWords = (kKeys + 63) / 64;
+// Bit c of the mask is set when key c of the part that starts at `origin` lies in `seen`, one axis after the other: the
+// bits of a line, repeated for every line that is seen.
+constexpr int kMaskWords = (kMet + 63) / 64;
 struct KeyMask {
   u64 word[kMaskWords];
 };
@@ -162,16 +174,16 @@ __device__ __forceinline__ KeyMask key_mask(const Span (&seen)[3], const Positio
   } else {
     for (int w = 0; w < kMaskWords; ++w) mask.word[w] = 0;
     const u64 line =
-        bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) & bits_between(0, kTileKv[2]);
+        bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) & bits_between(0, kWarpKv[2]);
 #pragma unroll
-    for (int i = 0; i < kTileKv[0]; ++i) {
+    for (int i = 0; i < kWarpKv[0]; ++i) {
       const bool in_plane = kRank < 3 || seen[0].contains(origin.at[0] + i);
 #pragma unroll
-      for (int j = 0; j < kTileKv[1]; ++j) {
+      for (int j = 0; j < kWarpKv[1]; ++j) {
         const u64 here = in_plane && seen[1].contains(origin.at[1] + j) ? line : 0ull;
-        const int first = (i * kTileKv[1] + j) * kTileKv[2];  // a line may lie in two words
+        const int first = (i * kWarpKv[1] + j) * kWarpKv[2];  // a line may lie in two words
         mask.word[first / 64] |= here << (first % 64);
-        if (first / 64 + 1 < kMaskWords && first % 64 + kTileKv[2] > 64) {
+        if (first / 64 + 1 < kMaskWords && first % 64 + kWarpKv[2] > 64) {
           mask.word[first / 64 + 1] |= here >> (64 - first % 64);
         }
       }
