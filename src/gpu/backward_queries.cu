@@ -81,8 +81,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   extern __shared__ __align__(128) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Cell cell;
-  const QueryTile tile = tile_of_block(args, cell);
+  const BlockTiles all = tiles_of_block(args);
+  const Cell& cell = all.cell;
+  const QueryTile& tile = all.tile;
   if (tile.box.empty()) return;
   Box hull;
   int tiles = 1;

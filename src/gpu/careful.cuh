@@ -7,9 +7,11 @@ namespace vicus::gpu {
 
 // One row by the whole warp, key after key, reading only what the row sees: where a value that is not finite lies in a key
 // tile, products with weight zero are not zero. Slow, and rare.
-static __device__ __noinline__ void careful_row(const ForwardArgs& args, int row) {
-  Cell cell;
-  const QueryTile tile = tile_of_block(args, cell);
+static __device__ __noinline__ void careful_row(const ForwardArgs& args, int turn, int row) {
+  const BlockTiles all = tiles_of_block(args);
+  const Cell& cell = all.cell;
+  QueryTile tile = all.tile;
+  tile.place_heads(args, all.first_head_block + turn);
   const Position q = row_position(tile, row);
   if (!row_exists(tile, row, q)) return;
   const int lane = threadIdx.x % 32, head = tile.head + row / kPositions;

@@ -26,7 +26,17 @@ constexpr bool kGathers = kMet < kKeys || kKeys % 16 != 0;
 constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
 constexpr float kNothing = -1.0f / 0.0f;
 
-static_assert(kRows >= kTileHeads * kPositions && !(kGathers && kAdditional));
+static_assert(kRows >= kTileHeads * kPositions && !(kGathers && kAdditional) && kMet <= 128);
+
+// What all threads of a block share about it. One thread works it out; the others read what they need when they need it,
+// which takes fewer instructions and fewer registers.
+struct Shared {
+  BlockTiles all;
+  Box hull;  // of the keys that the tile sees
+  int tiles;
+  Sources from;
+  Placed query, output, logsumexp;
+};
 
 struct Smem {
   union {
@@ -38,11 +48,14 @@ struct Smem {
   Span seen[kRows][3];  // keys of each row, per axis
   Box warp_hull[kWarps], warp_core[kWarps];
   KeyWalk walk[kStages];  // where the key tile of a stage is
+  Shared shared;
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
 // What the rows of this warp see: of each row, of any (hull), of all (core).
-__device__ __forceinline__ void note_windows(Smem& smem, const Cell& cell, const QueryTile& tile) {
+__device__ __forceinline__ void note_windows(Smem& smem) {
+  const Cell& cell = smem.shared.all.cell;
+  const QueryTile& tile = smem.shared.all.tile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Box hull, core;
   for (int a = 0; a < 3; ++a) {
@@ -195,40 +208,80 @@ __device__ __forceinline__ void multiply_values(const u16* value, const MetRows&
   }
 }
 
+// Of each row of a lane's accumulators, two bits for every block of 8 keys: whether its keys are seen.
+struct SeenBits {
+  u32 at[kRowBlocks][2];
+};
+
+// Bits 8 n and 8 n + 1 of a word, n < 8, side by side.
+__device__ __forceinline__ u32 pairs_of_bytes(u64 word) {
+  word &= 0x0303030303030303ull;
+  word = (word | word >> 6) & 0x000f000f000f000full;
+  word = (word | word >> 12) & 0x000000ff000000ffull;
+  return static_cast<u32>(word | word >> 24) & 0xffff;
+}
+
+// Where a warp meets a tile of keys.
+struct Meeting {
+  TileUse use;
+  Position origin;  // of the part that it meets
+  MetRows rows;
+  SeenBits seen;
+  bool additional;
+};
+
+__device__ __forceinline__ Meeting meet(const ForwardArgs& args, const Smem& smem, const KeyWalk& walk) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Meeting m;
+  m.origin = met_origin(smem.warp_hull[warp], walk.origin);
+  m.use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, m.origin, args.additional);
+  m.rows = met_rows(m.origin, walk.origin);
+  m.additional = kAdditional && walk.additional;
+  if (m.use == TileUse::skip || (!kPreScale && m.use == TileUse::whole)) return m;
+#pragma unroll
+  for (int block = 0; block < kRowBlocks; ++block) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      KeyMask mask;
+      if (m.additional) {
+        for (int w = 0; w < kMaskWords; ++w) {
+          mask.word[w] = bits_between(0, args.additional - walk.origin.at[2] - 64 * w);
+        }
+      } else {
+        Span seen[3];
+        for (int a = kFirstAxis; a < 3; ++a) {
+          seen[a] = smem.seen[warp * kWarpRows + 16 * block + 8 * half + lane / 4][a];
+        }
+        mask = key_mask(seen, m.origin);
+      }
+      u32& bits = m.seen.at[block][half];
+      bits = 0;
+      for (int w = 0; w < kMaskWords; ++w) bits |= pairs_of_bytes(mask.word[w] >> (2 * (lane % 4))) << (16 * w);
+    }
+  }
+  return m;
+}
+
 // Hides what the rows do not see. With kPreScale, scores become scores * scale + bias, in powers of two.
-__device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Smem& smem, const Cell& cell,
-                                            const QueryTile& tile, const KeyWalk& walk, const Position& met,
-                                            Sums<kKeyBlocks>& scores) {
+__device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Cell& cell, const QueryTile& tile,
+                                            const Meeting& meeting, Sums<kKeyBlocks>& scores) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
-      const bool additional = kAdditional && walk.additional;
-      KeyMask mask;
-      if (additional) {
-        for (int w = 0; w < kMaskWords; ++w) {
-          mask.word[w] = bits_between(0, args.additional - walk.origin.at[2] - 64 * w);
-        }
-      } else {
-        Span seen[3];
-        for (int a = kFirstAxis; a < 3; ++a) seen[a] = smem.seen[row][a];
-        mask = key_mask(seen, met);
-      }
-      const bool biased = kBiasKind != kBiasNone && !additional;
+      const bool biased = kBiasKind != kBiasNone && !meeting.additional;
       long long bias = 0;
       if (kBiasKind != kBiasNone) bias = bias_row(args, cell, tile.head + row / kPositions, row_position(tile, row));
-      for (int w = 0; w < kMaskWords; ++w) mask.word[w] >>= 2 * (lane % 4);
 #pragma unroll
       for (int n = 0; n < kKeyBlocks; ++n) {
-        const u32 bits = static_cast<u32>(mask.word[8 * n / 64] >> (8 * n / 32 % 2 * 32)) >> (8 * n % 32);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& s = scores.at[m][n][2 * half + i];
-          const bool seen = (bits & (1 << i)) != 0;
+          const bool seen = (meeting.seen.at[m][half] >> (2 * n + i) & 1) != 0;
           if constexpr (kPreScale) s *= args.scale_log2;
-          if (biased && seen) s += bias_at(args, bias, met_position(met, 8 * n + 2 * (lane % 4) + i));
+          if (biased && seen) s += bias_at(args, bias, met_position(meeting.origin, 8 * n + 2 * (lane % 4) + i));
           if (!seen) s = kNothing;
         }
       }
@@ -289,74 +342,11 @@ struct Softmax {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const __grid_constant__ ForwardArgs args) {
-  extern __shared__ __align__(128) unsigned char dynamic[];
-  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Cell cell;
-  const QueryTile tile = tile_of_block(args, cell);
-  if (tile.box.empty()) return;
-  note_windows(smem, cell, tile);
-  Box hull;
-  int tiles = 1;
-  for (int a = 0; a < 3; ++a) {
-    hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], tile.box.axis[a]);
-    tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
-  }
-  if (kAdditional) tiles += geometry::ceil_div(args.additional, kKeys);
-  if constexpr (kStages == 1) tiles = 1;
-
-  Sources from;
-  from.key = place(args.key, cell, cell.first_key);
-  from.value = place(args.value, cell, cell.first_key);
-  if (kAdditional) {
-    from.additional_key = place_additional(args.additional_keys, cell);
-    from.additional_value = place_additional(args.additional_values, cell);
-  }
-  for (int a = kFirstAxis; a < 3; ++a) from.limit[a] = hull.axis[a].end;
-
-  const Placed query = place(args.query, cell, cell.first_query);
-  load_query_rows<kRows, kHeadDim, kQStride, kThreads>(args.query, query, tile, smem.query);
-  cp_async_commit();
-  KeyWalk ahead;
-  ahead.begin(hull);
-  const auto load_next = [&](int into) {
-    if (threadIdx.x == 0) smem.walk[into] = ahead;
-    load_keys(args, from, ahead, tile.kv_head, smem.key[into], smem.value[into]);
-    ahead.next(hull);
-  };
-#pragma unroll
-  for (int s = 0; s < kAhead; ++s) {
-    if (s < tiles) load_next(s);
-    cp_async_commit();
-  }
-
-  Softmax softmax;
-  softmax.begin();
-  Sums<kDv / 8> out = {};
+// The rows of a tile of this warp: sums to the output.
+__device__ __forceinline__ void finish(const ForwardArgs& args, const QueryTile& tile, int turn,
+                                       const Softmax& softmax, const Sums<kDv / 8>& out, Smem& smem) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float scale = kPreScale ? 1.0f : args.scale_log2;
-  int stage = 0;
-  for (int t = 0; t < tiles; ++t) {
-    cp_async_wait<kAhead - 1>();
-    __syncthreads();
-    if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
-    cp_async_commit();
-    const KeyWalk walk = smem.walk[stage];
-    const Position met = met_origin(smem.warp_hull[warp], walk.origin);
-    const TileUse use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, met, args.additional);
-    if (use != TileUse::skip) {
-      const MetRows rows = met_rows(met, walk.origin);
-      Sums<kKeyBlocks> scores;
-      multiply_keys(smem.query, smem.key[stage], rows, scores);
-      if (kPreScale || use == TileUse::masked) mask_scores(args, smem, cell, tile, walk, met, scores);
-      softmax.step(scores, scale, out);
-      multiply_values(smem.value[stage], rows, scores, out);
-    }
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-  }
-  cp_async_wait<0>();  // of queries that saw no tile of keys
-  __syncthreads();     // query rows are read by their own warp only, but out rows overlap those of others
-
   float finite = 0;  // NaN once a value is NaN or infinite: perhaps from a key that the row does not see
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
@@ -378,18 +368,94 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
         if (lane % 4 == 0 && row_exists(tile, row, p)) {
           const float lse =
               sum == 0 ? kNothing : (softmax.top[m][half] * scale + log2_approx(sum)) * 0.693147180559945f;
-          const Placed place_lse = place(args.logsumexp, cell, cell.first_query);
-          static_cast<float*>(args.logsumexp.data)[place_lse.row(p, tile.head + row / kPositions)] = lse;
+          const Placed& placed = smem.shared.logsumexp;
+          static_cast<float*>(args.logsumexp.data)[placed.row(p, tile.head + row / kPositions)] = lse;
         }
       }
     }
   }
   __syncwarp();
-  store_query_rows<kHeadDimV, kVStride, kWarpRows>(args.output, place(args.output, cell, cell.first_query), tile,
-                                                   smem.out, warp * kWarpRows);
+  store_query_rows<kHeadDimV, kVStride, kWarpRows>(args.output, smem.shared.output, tile, smem.out, warp * kWarpRows);
   if (__any_sync(~0u, finite != 0.0f)) {
     __syncwarp();
-    for (int r = 0; r < kWarpRows; ++r) careful_row(args, warp * kWarpRows + r);
+    for (int r = 0; r < kWarpRows; ++r) careful_row(args, turn, warp * kWarpRows + r);
+  }
+}
+
+__device__ __forceinline__ Shared prepare(const ForwardArgs& args) {
+  Shared s;
+  s.all = tiles_of_block(args);
+  const Cell& cell = s.all.cell;
+  s.tiles = 1;
+  for (int a = 0; a < 3; ++a) {
+    s.hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], s.all.tile.box.axis[a]);
+    s.tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(s.hull.axis[a].size(), 0), kTileKv[a]);
+    s.from.limit[a] = s.hull.axis[a].end;
+  }
+  if (kAdditional) s.tiles += geometry::ceil_div(args.additional, kKeys);
+  s.from.key = place(args.key, cell, cell.first_key);
+  s.from.value = place(args.value, cell, cell.first_key);
+  if (kAdditional) {
+    s.from.additional_key = place_additional(args.additional_keys, cell);
+    s.from.additional_value = place_additional(args.additional_values, cell);
+  }
+  s.query = place(args.query, cell, cell.first_query);
+  s.output = place(args.output, cell, cell.first_query);
+  if (kLogsumexp) s.logsumexp = place(args.logsumexp, cell, cell.first_query);
+  return s;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const __grid_constant__ ForwardArgs args) {
+  extern __shared__ __align__(128) unsigned char dynamic[];
+  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+  if (threadIdx.x == 0) smem.shared = prepare(args);
+  __syncthreads();
+  if (smem.shared.all.tile.box.empty()) return;
+  note_windows(smem);
+  const int turns = kTurns > 1 ? smem.shared.all.turns : 1;
+  for (int turn = 0; turn < turns; ++turn) {
+    if (turn > 0) __syncthreads();  // all is read and written
+    const Sources from = smem.shared.from;
+    const Box hull = smem.shared.hull;
+    const int tiles = kStages == 1 ? 1 : smem.shared.tiles;
+    QueryTile tile = smem.shared.all.tile;
+    if constexpr (kTurns > 1) tile.place_heads(args, smem.shared.all.first_head_block + turn);
+    KeyWalk ahead;
+    const auto load_next = [&](int into) {
+      if (threadIdx.x == 0) smem.walk[into] = ahead;
+      load_keys(args, from, ahead, tile.kv_head, smem.key[into], smem.value[into]);
+      ahead.next(hull);
+    };
+    load_query_rows<kRows, kHeadDim, kQStride, kThreads>(args.query, smem.shared.query, tile, smem.query);
+    cp_async_commit();
+    ahead.begin(hull);
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      if (s < tiles) load_next(s);
+      cp_async_commit();
+    }
+    Softmax softmax;
+    softmax.begin();
+    Sums<kDv / 8> out = {};
+    int stage = 0;
+    for (int t = 0; t < tiles; ++t) {
+      cp_async_wait<kAhead - 1>();
+      __syncthreads();
+      if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
+      cp_async_commit();
+      const Meeting meeting = meet(args, smem, smem.walk[stage]);
+      if (meeting.use != TileUse::skip) {
+        Sums<kKeyBlocks> scores;
+        multiply_keys(smem.query, smem.key[stage], meeting.rows, scores);
+        if (kPreScale || meeting.use == TileUse::masked) mask_scores(args, smem.shared.all.cell, tile, meeting, scores);
+        softmax.step(scores, kPreScale ? 1.0f : args.scale_log2, out);
+        multiply_values(smem.value[stage], meeting.rows, scores, out);
+      }
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();  // of queries that saw no tile of keys
+    __syncthreads();     // query rows are read by their own warp only, but out rows overlap those of others
+    finish(args, tile, turn, softmax, out, smem);
   }
 }
 

@@ -53,10 +53,14 @@ __device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources
     load_rows<kKeys, kHeadDim, kQStride, kThreads>(args.additional_keys, from.additional_key, head, row, key);
     load_rows<kKeys, kHeadDimV, kVStride, kThreads>(args.additional_values, from.additional_value, head, row, value);
   } else {
-    load_box<kKeys, kTileKv[1], kTileKv[2], kHeadDim, kQStride, kThreads>(args.key, from.key, head, walk.origin,
-                                                                          from.limit, key);
-    load_box<kKeys, kTileKv[1], kTileKv[2], kHeadDimV, kVStride, kThreads>(args.value, from.value, head, walk.origin,
-                                                                           from.limit, value);
+    const Load keys = {args.key, from.key, key}, values = {args.value, from.value, value};
+    constexpr int kExtent1 = kTileKv[1], kExtent2 = kTileKv[2];
+    if constexpr (kHeadDim == kHeadDimV) {
+      load_box<kKeys, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({keys, values}, head, walk.origin, from.limit);
+    } else {
+      load_box<kKeys, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({keys}, head, walk.origin, from.limit);
+      load_box<kKeys, kExtent1, kExtent2, kHeadDimV, kVStride, kThreads, 1>({values}, head, walk.origin, from.limit);
+    }
   }
 }
 

@@ -43,11 +43,18 @@ __device__ __forceinline__ void load_rows(const Rows& tensor, const Placed& plac
   }
 }
 
-// The rows of a box of kExtent1 by kExtent2 rows a plane that starts at `origin`, as load_rows. Threads keep their column
-// and step from row to row, so that positions cost additions only.
-template <int kCount, int kExtent1, int kExtent2, int kWidth, int kStride, int kThreads>
-__device__ __forceinline__ void load_box(const Rows& tensor, const Placed& placed, int head, const Position& origin,
-                                         const int (&limit)[3], u16* smem) {
+// Rows of a tensor, and where they go.
+struct Load {
+  const Rows& tensor;
+  const Placed& placed;
+  u16* smem;
+};
+
+// The rows of a box of kExtent1 by kExtent2 rows a plane that starts at `origin`, as load_rows, of tensors that have the
+// same positions. Threads keep their column and step from row to row, so that positions cost additions only.
+template <int kCount, int kExtent1, int kExtent2, int kWidth, int kStride, int kThreads, int kTensors>
+__device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head, const Position& origin,
+                                         const int (&limit)[3]) {
   constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
   if constexpr (kVectors && kThreads % kChunks == 0) {
     constexpr int kStep = kThreads / kChunks;
@@ -56,32 +63,42 @@ __device__ __forceinline__ void load_box(const Rows& tensor, const Placed& place
     int c = static_cast<int>(threadIdx.x) / kChunks;
     const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
     Position p = box_position<kExtent1, kExtent2>(origin, c);
-    const u16* data = static_cast<const u16*>(tensor.data);
-    const u16* row = data + placed.row(p, head) + column;
-    long long advance = kStep2 * placed.step[2], carry1 = 0, carry2 = 0;  // to the next row; at the end of an axis
-    if constexpr (kRank > 1) {
-      advance += kStep1 * placed.step[1];
-      carry2 = placed.step[1] - kExtent2 * placed.step[2];
+    const u16* row[kTensors];
+    long long advance[kTensors], carry1[kTensors], carry2[kTensors];  // to the next row; at the end of an axis
+    u32 to[kTensors];
+#pragma unroll
+    for (int t = 0; t < kTensors; ++t) {
+      const Placed& placed = loads[t].placed;
+      row[t] = static_cast<const u16*>(loads[t].tensor.data) + placed.row(p, head) + column;
+      to[t] = smem_address(loads[t].smem) + 2 * (c * kStride + column);
+      advance[t] = kStep2 * placed.step[2];
+      if constexpr (kRank > 1) {
+        advance[t] += kStep1 * placed.step[1];
+        carry2[t] = placed.step[1] - kExtent2 * placed.step[2];
+      }
+      if constexpr (kRank > 2) {
+        advance[t] += kStep0 * placed.step[0];
+        carry1[t] = placed.step[0] - kExtent1 * placed.step[1];
+      }
     }
-    if constexpr (kRank > 2) {
-      advance += kStep0 * placed.step[0];
-      carry1 = placed.step[0] - kExtent1 * placed.step[1];
-    }
-    u32 to = smem_address(smem) + 2 * (c * kStride + column);
 #pragma unroll 4
     for (; c < kCount; c += kStep) {
       bool present = kWidth % 16 == 0 || column < kWidth;
       for (int a = kFirstAxis; a < 3; ++a) present = present && p.at[a] < limit[a];
-      cp_async_16(to, present ? row : data, present);
-      to += 2 * kStep * kStride;
-      row += advance;
+#pragma unroll
+      for (int t = 0; t < kTensors; ++t) {
+        cp_async_16(to[t], present ? row[t] : loads[t].tensor.data, present);
+        to[t] += 2 * kStep * kStride;
+        row[t] += advance[t];
+      }
       p.at[2] += kStep2;
       if constexpr (kRank > 1) {
         p.at[1] += kStep1;
         if (p.at[2] >= origin.at[2] + kExtent2) {
           p.at[2] -= kExtent2;
           ++p.at[1];
-          row += carry2;
+#pragma unroll
+          for (int t = 0; t < kTensors; ++t) row[t] += carry2[t];
         }
       }
       if constexpr (kRank > 2) {
@@ -89,7 +106,8 @@ __device__ __forceinline__ void load_box(const Rows& tensor, const Placed& place
         if (p.at[1] >= origin.at[1] + kExtent1) {
           p.at[1] -= kExtent1;
           ++p.at[0];
-          row += carry1;
+#pragma unroll
+          for (int t = 0; t < kTensors; ++t) row[t] += carry1[t];
         }
       }
     }
@@ -100,7 +118,9 @@ __device__ __forceinline__ void load_box(const Rows& tensor, const Placed& place
       for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < limit[a];
       return inside;
     };
-    load_rows<kCount, kWidth, kStride, kThreads>(tensor, placed, head, row, smem);
+    for (const Load& load : loads) {
+      load_rows<kCount, kWidth, kStride, kThreads>(load.tensor, load.placed, head, row, load.smem);
+    }
   }
 }
 

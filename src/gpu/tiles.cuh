@@ -1,5 +1,6 @@
 // Tiles of queries and keys: which row is which position, where it lies in memory, which keys it sees. Windows come from
-// geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTileKv (extents), kWarpQ (extents of the boxes whose rows follow
+// geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTurns (tiles along the heads that a block computes one after
+// the other), kTileKv (extents), kWarpQ (extents of the boxes whose rows follow
 // each other), kWarpKv (extents of the part of a key tile that a warp meets), kWindow, kStep, kCausal, kDilation, kRank,
 // kDense (a band axis with kBandLeft, kBandRight, kBandBottom), kPacked, kKeyLengths.
 #pragma once
@@ -95,10 +96,24 @@ __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
 struct QueryTile {
   Box box;
   int head, heads, kv_head;
+  // The heads of the tile: number `block` along the heads.
+  __device__ __forceinline__ void place_heads(const ForwardArgs& args, int block) {
+    const int group = args.heads / args.heads_kv, blocks_of_group = geometry::ceil_div(group, kTileHeads);
+    kv_head = block / blocks_of_group;
+    const int first = block % blocks_of_group * kTileHeads;
+    head = kv_head * group + first;
+    heads = geometry::lo(kTileHeads, group - first);
+  }
 };
 
-// The tile and the cell of the calling block.
-__device__ __forceinline__ QueryTile tile_of_block(const ForwardArgs& args, Cell& cell) {
+// Where the calling block works: its first tile along the heads, of `turns` that it computes one after the other.
+struct BlockTiles {
+  Cell cell;
+  QueryTile tile;
+  int first_head_block, turns;
+};
+
+__device__ __forceinline__ BlockTiles tiles_of_block(const ForwardArgs& args) {
   int block = static_cast<int>(blockIdx.x);
   int at[3] = {0, 0, 0};
   for (int a = 2; a >= kFirstAxis; --a) {
@@ -106,18 +121,17 @@ __device__ __forceinline__ QueryTile tile_of_block(const ForwardArgs& args, Cell
     block /= args.work.tiles[a];
     if (kDense || kCausal[a]) at[a] = args.work.tiles[a] - 1 - at[a];  // the longest first
   }
-  const int head_block = block % args.work.head_blocks;
-  cell = make_cell(args, block / args.work.head_blocks);
-  const int group = args.heads / args.heads_kv, blocks_of_group = geometry::ceil_div(group, kTileHeads);
-  QueryTile tile;
-  tile.kv_head = head_block / blocks_of_group;
-  const int first = head_block % blocks_of_group * kTileHeads;
-  tile.head = tile.kv_head * group + first;
-  tile.heads = geometry::lo(kTileHeads, group - first);
+  const int blocks = geometry::ceil_div(args.work.head_blocks, kTurns);
+  BlockTiles all;
+  all.first_head_block = block % blocks * kTurns;
+  all.turns = geometry::lo(kTurns, args.work.head_blocks - all.first_head_block);
+  all.cell = make_cell(args, block / blocks);
+  all.tile.place_heads(args, all.first_head_block);
   for (int a = 0; a < 3; ++a) {
-    tile.box.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], cell.grid.axis[a].queries);
+    all.tile.box.axis[a] =
+        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], all.cell.grid.axis[a].queries);
   }
-  return tile;
+  return all;
 }
 
 // Row r of a tile: head-major, then boxes of kWarpQ row-major over kTileQ, then positions row-major over the box.
