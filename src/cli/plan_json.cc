@@ -90,6 +90,14 @@ Json to_json(const GpuKernelPlan& plan) {
     json["wide"] = plan.wide;
   } else {
     json["row_blocks"] = plan.row_blocks;
+    json["turns"] = plan.turns;
+    json["chunk"] = plan.chunk;
+    json["splits"] = plan.splits;
+    json["hold"] = plan.hold;
+    if (plan.warp_tile[0] > 0) {
+      json["warp_tile"] = plan.warp_tile;
+      json["warp_keys"] = plan.warp_keys;
+    }
   }
   return json;
 }

@@ -60,6 +60,10 @@ std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
                 std::string(kernels_name(kernel.family)).c_str(), extent_text(kernel.tile.extent, rank).c_str(),
                 kernel.tile.heads, extent_text(kernel.kv_tile, rank).c_str(), kernel.tile.rows, kernel.warps,
                 kernel.stages) +
+         (kernel.warp_tile[0] > 0
+              ? format("         a warp has %s queries and meets %s keys of a tile\n",
+                       extent_text(kernel.warp_tile, rank).c_str(), extent_text(kernel.warp_keys, rank).c_str())
+              : std::string()) +
          format("         work ratio %.3f, %lld blocks, %d on a multiprocessor, %d bytes of shared memory\n",
                 kernel.work.ratio(), static_cast<long long>(kernel.blocks), kernel.blocks_per_multiprocessor,
                 kernel.shared_bytes);

@@ -95,7 +95,8 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
 
 std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
   args.work.head_blocks = head_blocks(args, spec);
-  return cut(args.work, longest_queries(p), spec.tile_q) * args.work.head_blocks * cells_of(p, args);
+  return cut(args.work, longest_queries(p), spec.tile_q) * geometry::ceil_div(args.work.head_blocks, spec.turns) *
+         cells_of(p, args);
 }
 
 // Tiles of keys; `work` has the residue classes.

@@ -63,7 +63,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const ForwardArgs& args = plain.forward;
   Block block;
-  block.rows = tile_of_block(args, block.cell);
+  const BlockTiles all = tiles_of_block(args);
+  block.cell = all.cell;
+  block.rows = all.tile;
   if (block.rows.box.empty()) return;
   note_views(args, block, smem.views);
   __syncthreads();

@@ -26,26 +26,57 @@ constexpr int kMostPlainHeadDim = 512;
 /// A way to build a kernel with tensor cores, for head dims up to `head_dim`.
 struct Shape {
   int head_dim, warps, row_blocks, stages;
-  int most_queries, most_keys;  // of a tile
-  int blocks;                   // per multiprocessor
+  int most_queries, most_keys;  // of a tile; keys: of the part that a warp meets, where warps meet parts
+  int blocks;                   // per multiprocessor, as far as registers go
   double slowness;              // time of a product, relative
-  int splits = 1;
+  enum Problems : std::uint8_t {
+    all,
+    dense,
+    unbiased,
+    parts
+  } of = all;  // parts: windows, and warps meet parts of tiles
+  int splits = 1, chunk = 16;
   bool hold = true;
+  int turns = 1;
 };
 constexpr Shape kForward[] = {
-    {64, 4, 2, 2, 128, 64, 2, 1.0}, {64, 4, 1, 2, 64, 64, 3, 1.2},  {128, 4, 2, 2, 128, 32, 2, 1.0},
-    {128, 4, 1, 2, 64, 64, 2, 1.2}, {256, 4, 1, 2, 64, 32, 1, 1.5},
+    {64, 4, 2, 2, 128, 80, 2, 0.93, Shape::dense},
+    {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
+    {64, 4, 1, 2, 64, 64, 3, 1.15},
+    {64, 4, 1, 1, 64, 112, 3, 0.75, Shape::parts},
+    {64, 4, 1, 2, 64, 80, 3, 0.75, Shape::parts},
+    {64, 4, 1, 2, 64, 112, 2, 0.75, Shape::parts, 1, 16, true, 2},
+    {128, 4, 2, 2, 128, 64, 2, 1.0, Shape::dense},
+    {128, 4, 2, 2, 128, 32, 2, 1.0, Shape::unbiased},
+    {128, 4, 1, 2, 64, 64, 2, 1.4},
+    {128, 4, 1, 1, 64, 112, 2, 0.9, Shape::parts},
+    {128, 4, 1, 2, 64, 64, 2, 0.9, Shape::parts},
+    {256, 4, 1, 2, 64, 32, 1, 1.5},
 };
 constexpr Shape kBackwardQueries[] = {
-    {64, 4, 2, 2, 128, 64, 1, 1.0},
-    {64, 4, 1, 2, 64, 64, 1, 1.2},
-    {128, 4, 1, 2, 64, 64, 1, 1.0},
-    {256, 4, 1, 2, 64, 32, 1, 1.0, 1, false},
+    {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
+    {64, 4, 1, 2, 64, 64, 3, 1.15, Shape::unbiased},
+    {64, 4, 1, 2, 64, 64, 1, 1.3},
+    {128, 8, 2, 2, 256, 32, 1, 1.0, Shape::dense, 1, 32, false},
+    {128, 4, 1, 2, 64, 64, 1, 1.2},
+    {256, 4, 1, 2, 64, 32, 1, 1.0, Shape::all, 1, 16, false},
 };
 constexpr Shape kBackwardKeys[] = {
-    {64, 4, 1, 2, 64, 64, 1, 1.0},
-    {128, 8, 1, 2, 32, 128, 1, 1.0},
-    {256, 8, 1, 2, 32, 64, 1, 1.0, 2, false},
+    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::dense, 1, 32, false},
+    {64, 4, 2, 2, 64, 128, 2, 1.1, Shape::unbiased, 1, 16, false},
+    {64, 4, 1, 2, 64, 64, 3, 1.05, Shape::unbiased, 1, 16, false},
+    {64, 4, 1, 2, 64, 64, 1, 1.3},
+    {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense},
+    {128, 8, 1, 2, 32, 128, 1, 1.2},
+    {256, 8, 1, 2, 32, 64, 1, 1.0, Shape::all, 2, 16, false},
+};
+/// Where query gradients are summed on the way: more registers.
+constexpr Shape kBackwardKeysAdding[] = {
+    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::unbiased, 1, 16, false},
+    {64, 4, 1, 2, 64, 64, 2, 1.1, Shape::unbiased, 1, 16, false},
+    {64, 4, 1, 2, 64, 64, 1, 1.3},
+    {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense, 1, 32, false},
+    {128, 8, 1, 2, 32, 128, 1, 1.2},
 };
 constexpr int kMostHeadDim = 256;
 
@@ -91,11 +122,19 @@ std::span<const PlainShape> plain_shapes(Kernel kernel, DType dtype) {
 constexpr int kMostSummed = 128;
 /// Registers hold a block's own rows up to this head dim, whatever the problem.
 constexpr int kHoldEasily = 96;
-/// Work besides products, in multiply-adds: of a pair (softmax, mask), of a tile of 64 rows (waiting for it), of a block
-/// (its start and end).
-constexpr double kPairWork = 40, kTileWork = 1e5, kBlockWork = 5e5;
+/// Work besides products, in multiply-adds: of a pair (softmax, mask), of a byte that is loaded, of a block (its start and
+/// end), and the same again for every 64 of its rows.
+constexpr double kPairWork = 40, kByteWork = 13, kBlockWork = 2e6;
+/// Meeting a tile costs as much as so many more keys of it: waiting, and the mask where warps meet parts.
+constexpr int kTileKeys = 12, kPartKeys = 48;
+/// Warps of a multiprocessor that hide what each other waits for.
+constexpr double kEnoughWarps = 12;
 /// What waiting is worth where products take longer.
 constexpr double kPlainWaiting = 0.1;
+/// Shared memory that a multiprocessor keeps for itself, a block.
+constexpr int kReservedBytes = 1024;
+/// Keys that a warp meets at once: two bits for 8 of them in one register.
+constexpr int kMostMet = 128;
 
 using Extent = std::array<int, 3>;
 
@@ -112,7 +151,7 @@ std::vector<Extent> query_boxes(int rank, int most) {
 std::vector<Extent> key_boxes(int rank, int most) {
   std::vector<Extent> list;
   if (rank == 1) {
-    for (int keys = most; keys >= 16; keys /= 2) list.push_back({1, 1, keys});
+    for (int keys = most; keys >= 16; keys -= 16) list.push_back({1, 1, keys});
     return list;
   }
   for (int i = 1; i <= (rank > 2 ? 8 : 1); ++i) {
@@ -137,6 +176,18 @@ class AxisSums {
   /// Pairs of a query tile and a key tile.
   double visits(const Extent& q, const Extent& kv) {
     return total([&](std::size_t f, int a) { return axis(f, a, q, kv).second; });
+  }
+  /// Pairs of a warp with the box `warp` of a tile `q` and a key tile of the tile's hull.
+  double meetings(const Extent& q, const Extent& warp, const Extent& kv) {
+    return total([&](std::size_t f, int a) { return axis_meetings(f, a, q, warp, kv); });
+  }
+  /// Most keys per axis that a box of `q` queries sees.
+  Extent widest_hull(const Extent& q) {
+    Extent widest{1, 1, 1};
+    for (std::size_t f = 0; f < families_.size(); ++f) {
+      for (std::size_t a = 0; a < widest.size(); ++a) widest[a] = std::max(widest[a], axis_hull(f, a, q[a]));
+    }
+    return widest;
   }
   double tiles(const Extent& q) const {
     double n = 0;
@@ -172,8 +223,39 @@ class AxisSums {
     return place->second;
   }
 
+  double axis_meetings(std::size_t f, int a, const Extent& q, const Extent& warp, const Extent& kv) {
+    const auto n = static_cast<std::size_t>(a);
+    const auto [place, added] = known_meetings_.try_emplace({f, a, q[n], warp[n], kv[n]});
+    if (added) {
+      for (const auto& c : families_[f].axes[n]) {
+        double count = 0;
+        for (int first = 0; first < c.axis.queries; first += warp[n]) {
+          const int begin = geometry::hull(c.axis, geometry::tile_span(first / q[n], q[n], c.axis.queries)).begin;
+          const geometry::Span seen = geometry::hull(c.axis, {first, geometry::lo(first + warp[n], c.axis.queries)});
+          if (!seen.empty()) count += (seen.end - 1 - begin) / kv[n] - (seen.begin - begin) / kv[n] + 1;
+        }
+        place->second += c.count * count;
+      }
+    }
+    return place->second;
+  }
+  int axis_hull(std::size_t f, std::size_t a, int q) {
+    const auto [place, added] = known_hulls_.try_emplace({f, a, q});
+    if (added) {
+      for (const auto& c : families_[f].axes[a]) {
+        for (int first = 0; first < c.axis.queries; first += q) {
+          const int end = geometry::lo(first + q, c.axis.queries);
+          place->second = std::max(place->second, geometry::hull(c.axis, {first, end}).size());
+        }
+      }
+    }
+    return place->second;
+  }
+
   const std::vector<Family>& families_;
   std::map<std::tuple<std::size_t, int, int, int>, std::pair<double, double>> known_;
+  std::map<std::tuple<std::size_t, int, int, int, int>, double> known_meetings_;
+  std::map<std::tuple<std::size_t, std::size_t, int>, int> known_hulls_;
 };
 
 GpuTarget target_of(const PlanOptions& options) {
@@ -204,6 +286,10 @@ class Search {
         kernel.tile.heads = heads;
         for (const Extent& q : query_boxes(p_.rank(), shape.most_queries / heads)) {
           kernel.tile.extent = q;
+          if (meets_parts(shape)) {
+            if (heads == 1) consider_parts(kernel, shape.most_keys, shape.slowness);
+            continue;
+          }
           for (const Extent& kv : key_boxes(p_.rank(), shape.most_keys)) {
             kernel.kv_tile = kv;
             consider(kernel, shape.slowness);
@@ -217,10 +303,15 @@ class Search {
  private:
   [[nodiscard]] bool fits(const Shape& shape) const {
     const int part = 16 * shape.splits;  // warps share features evenly
-    return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim && padded(p_.head_dim) % part == 0 &&
-           padded(p_.head_dim_v) % part == 0 &&
-           !((p_.rpb || p_.attn_bias) && shape.row_blocks > 1);  // biases take registers
+    const bool biased = p_.rpb || p_.attn_bias, more = p_.additional_tokens > 0;
+    const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
+    return width <= shape.head_dim && (shape.head_dim <= 64 || width > shape.head_dim / 2) &&
+           padded(p_.head_dim) % part == 0 && padded(p_.head_dim_v) % part == 0 &&
+           (shape.of == Shape::all || shape.of == Shape::parts || !biased) &&
+           (shape.of != Shape::dense || (p_.dense() && !more)) && (shape.of != Shape::parts || !(p_.dense() || more));
   }
+  static bool meets_parts(const Shape& shape) { return shape.of == Shape::parts; }
+  static bool meets_parts(const PlainShape&) { return false; }
   [[nodiscard]] bool fits(const PlainShape& shape) const {
     return std::max(p_.head_dim, p_.head_dim_v) <= shape.head_dim && p_.rank() <= shape.most_rank &&
            (shape.biased_or_more || !(p_.rpb || p_.attn_bias || p_.additional_tokens > 0));
@@ -232,7 +323,9 @@ class Search {
     k.row_blocks = shape.row_blocks;
     k.stages = shape.stages;
     k.splits = shape.splits;
+    k.chunk = shape.chunk;
     k.hold = shape.hold;
+    k.turns = shape.turns;
     k.blocks_per_multiprocessor = shape.blocks;
     return k;
   }
@@ -254,6 +347,28 @@ class Search {
       k.depth = k.wide = whole(std::max(p_.head_dim, p_.head_dim_v), shape.part);
     }
     return k;
+  }
+
+  /// The tile's warps own boxes of it, and meet of each key tile what the box may see: of the whole hull at once, or of
+  /// bands of it.
+  void consider_parts(GpuKernelPlan candidate, int most_met, double slowness) {
+    const Extent& q = candidate.tile.extent;
+    const Extent hull = sums_.widest_hull(q);
+    for (const Extent& warp : query_boxes(p_.rank(), 16 * candidate.row_blocks)) {
+      if (q[0] % warp[0] != 0 || q[1] % warp[1] != 0 || q[2] % warp[2] != 0) continue;
+      const Extent seen = sums_.widest_hull(warp);
+      candidate.warp_tile = warp;
+      const auto first = static_cast<std::size_t>(3 - p_.rank());  // the axis that is cut into bands
+      const int most_lines = candidate.stages == 1 ? hull[first] : std::min(hull[first], 8);
+      for (int lines = candidate.stages == 1 ? most_lines : 1; lines <= most_lines; ++lines) {
+        candidate.kv_tile = hull;
+        candidate.warp_keys = seen;
+        candidate.kv_tile[first] = lines;
+        candidate.warp_keys[first] = std::min(lines, seen[first]);
+        const auto& met = candidate.warp_keys;
+        if (std::int64_t{1} * met[0] * met[1] * met[2] <= std::min(most_met, kMostMet)) consider(candidate, slowness);
+      }
+    }
   }
 
   void consider(GpuKernelPlan candidate, double slowness) {
@@ -279,15 +394,26 @@ class Search {
     const double blocks = sums_.tiles(own) * (of_keys ? static_cast<double>(p_.heads_kv) : head_tiles);
     const int more = geometry::ceil_div(static_cast<int>(p_.additional_tokens), spec.keys());
     const double visits = sums_.visits(own, other) * head_tiles + (of_keys ? 0 : blocks * more);
-    const double pairs = visits * rows * (of_keys ? positions * heads : spec.keys());
+    const double columns = of_keys ? positions * heads : spec.keys();
+    double pairs = visits * rows * columns, waited = visits * rows * kTileKeys;
+    if (spec.meets_parts()) {
+      const double meetings = sums_.meetings(q, candidate.warp_tile, kv) * head_tiles * (rows / spec.warps);
+      pairs = meetings * geometry::ceil_div(spec.met(), 16) * 16;
+      waited = meetings * kPartKeys;
+      const int fitting = (plan_.gpu.device.shared_bytes_per_block + kReservedBytes) / (bytes + kReservedBytes);
+      candidate.blocks_per_multiprocessor = std::min(candidate.blocks_per_multiprocessor, fitting);
+    }
     // The last wave of blocks leaves multiprocessors idle.
-    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors * candidate.blocks_per_multiprocessor, 1);
+    const int resident = candidate.blocks_per_multiprocessor;
+    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors * resident, 1);
     const double idle = waves > 0 ? (std::floor(waves) + 1) / waves : 1;
+    const double alone = 1 + 0.5 * std::max(0.0, 1 - resident * candidate.warps / kEnoughWarps);
     const double width = static_cast<double>(p_.head_dim + p_.head_dim_v);
     const double waiting = candidate.family == GpuKernels::plain ? kPlainWaiting : 1;
-    const double cost =
-        (pairs * (width + kPairWork) * slowness + waiting * (visits * kTileWork * rows / 64 + blocks * kBlockWork)) *
-        std::min(idle, 8.0);
+    const double loaded = visits * columns * width * static_cast<double>(dtype_size(p_.dtype));
+    const double cost = ((pairs + waiting * waited) * (width + kPairWork) * slowness +
+                         waiting * (loaded * kByteWork + blocks * kBlockWork * (1 + rows / 64.0))) *
+                        alone * std::min(idle, 8.0);
     if (cost >= least_) return;
     least_ = cost;
     candidate.tile.rows = rows;
@@ -331,7 +457,8 @@ bool plan_backward(Plan& plan) {
   GpuPlan& g = plan.gpu;
   g.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
   if (!g.add_queries) g.backward_queries = search(plan, Kernel::queries, kBackwardQueries);
-  g.backward_keys = search(plan, Kernel::keys, kBackwardKeys);
+  g.backward_keys =
+      search(plan, Kernel::keys, g.add_queries ? std::span<const Shape>(kBackwardKeysAdding) : kBackwardKeys);
   if (g.backward_keys.tile.rows == 0 || (!g.add_queries && g.backward_queries.tile.rows == 0)) return false;
   // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.
   const bool scarce = std::max(p.head_dim, p.head_dim_v) > kHoldEasily;

@@ -50,7 +50,10 @@ std::string prologue(const Spec& s) {
   p += constant("bool", "kVectors", s.vectors);
   p += constant("int", "kTileQ", s.tile_q, "[3]");
   p += constant("int", "kTileKv", s.tile_kv, "[3]");
+  p += constant("int", "kWarpQ", s.warp_q, "[3]");
+  p += constant("int", "kWarpKv", s.warp_kv, "[3]");
   p += constant("int", "kTileHeads", s.tile_heads);
+  p += constant("int", "kTurns", s.turns);
   p += constant("int", "kWarps", s.warps);
   p += constant("int", "kRowBlocks", s.row_blocks);
   p += constant("int", "kStages", s.stages);
@@ -144,6 +147,10 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.tile_q = k.tile.extent;
   s.tile_heads = k.tile.heads;
   s.tile_kv = k.kv_tile;
+  const bool parts = k.warp_tile[0] > 0;
+  s.warp_q = parts ? k.warp_tile : s.tile_q;
+  s.warp_kv = parts ? k.warp_keys : s.tile_kv;
+  s.turns = k.turns;
   s.warps = k.warps;
   s.row_blocks = k.row_blocks;
   s.stages = k.stages;
@@ -219,9 +226,9 @@ int shared_bytes(const Spec& s) {
   switch (s.kernel) {
     case Kernel::forward: {
       const int tiles = s.stages * s.keys() * (query + value);
-      constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16;
+      constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16, kBlockBytes = 512;
       return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
-             s.stages * kWalkBytes;
+             s.stages * kWalkBytes + kBlockBytes;
     }
     case Kernel::queries:
       return queries_bytes(s, 2 * (query + value));

@@ -62,6 +62,8 @@ struct Spec {
   bool vectors = false;  // rows start at multiples of 16 bytes
   // The tiles.
   std::array<int, 3> tile_q{1, 1, 1}, tile_kv{1, 1, 1};
+  std::array<int, 3> warp_q{1, 1, 1}, warp_kv{1, 1, 1};  // boxes of them that belong to a warp; else the whole tile
+  int turns = 1;  // tiles along the heads that a block computes one after the other
   int tile_heads = 1;
   int warps = 4, row_blocks = 1, stages = 2, min_blocks = 1;
   // Backward: columns that become weights together, warps that share rows, resident operands in registers, and whether
@@ -78,6 +80,8 @@ struct Spec {
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
+  [[nodiscard]] int met() const { return warp_kv[0] * warp_kv[1] * warp_kv[2]; }
+  [[nodiscard]] bool meets_parts() const { return warp_q != tile_q || warp_kv != tile_kv; }
 };
 
 /// Features that the products of tensor cores take for a head dim.
