@@ -67,16 +67,20 @@ constexpr Shape kBackwardKeys[] = {
     {64, 4, 1, 2, 64, 64, 3, 1.05, Shape::unbiased, 1, 16, false},
     {64, 4, 1, 2, 64, 64, 1, 1.3},
     {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense},
-    {128, 8, 1, 2, 32, 128, 1, 1.2},
-    {256, 8, 1, 2, 32, 64, 1, 1.0, Shape::all, 2, 16, false},
+    {128, 8, 1, 2, 32, 128, 1, 1.2, Shape::unbiased, 1, 16, false},
+    {128, 8, 1, 2, 32, 64, 1, 1.5, Shape::all, 2, 16, false},
+    {240, 8, 1, 2, 32, 64, 1, 1.0, Shape::all, 2, 16, false},
+    {256, 8, 1, 2, 32, 64, 1, 1.0, Shape::unbiased, 2, 16, false},
+    {256, 8, 1, 2, 64, 32, 1, 1.3, Shape::all, 4, 16, false},
 };
 /// Where query gradients are summed on the way: more registers.
 constexpr Shape kBackwardKeysAdding[] = {
-    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::unbiased, 1, 16, false},
+    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::dense, 1, 16, false},
     {64, 4, 1, 2, 64, 64, 2, 1.1, Shape::unbiased, 1, 16, false},
     {64, 4, 1, 2, 64, 64, 1, 1.3},
     {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense, 1, 32, false},
-    {128, 8, 1, 2, 32, 128, 1, 1.2},
+    {128, 8, 1, 2, 32, 128, 1, 1.2, Shape::unbiased, 1, 16, false},
+    {128, 8, 1, 2, 32, 64, 1, 1.5, Shape::all, 2, 16, false},
 };
 constexpr int kMostHeadDim = 256;
 
