@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,18 @@ NEED_NO_GPU = ("tests/gpu/test_specs.py",)
 NEED_MORE = {"VICUS_CLI": ("tests/gpu/test_gpu_cli.py",)}
 
 
-def read_junit(path: Path) -> dict[str, Any]:
-    """Counts of one JUnit file, names of what failed, and the slowest tests."""
+def read_progress(path: Path) -> dict[str, Any]:
+    """Counts of what gpu_progress.py noted, names of what failed, and the slowest tests."""
     found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
     times = []
-    for case in ET.parse(path).iter("testcase"):
-        name = f"{case.get('classname', '')}::{case.get('name', '')}"
-        tags = {child.tag: child for child in case}
-        bad = tags.get("failure", tags.get("error"))
-        if bad is not None:
-            found["failed"] += 1
-            found["failures"].append({"test": name, "message": (bad.get("message") or "")[:400]})
-        elif "skipped" in tags:
-            found["skipped"] += 1
-            found["reasons"].append(tags["skipped"].get("message") or "")
-        else:
-            found["passed"] += 1
-        times.append((float(case.get("time") or 0), name))
+    for line in path.read_text().splitlines() if path.exists() else []:
+        entry = json.loads(line)
+        found[entry["outcome"]] += 1
+        if entry["outcome"] == "failed":
+            found["failures"].append({"test": entry["test"], "message": entry["message"][:400]})
+        elif entry["outcome"] == "skipped":
+            found["reasons"].append(entry["message"])
+        times.append((entry["seconds"], entry["test"]))
     found["slowest"] = [{"test": name, "seconds": round(t, 1)} for t, name in sorted(times, reverse=True)[:5]]
     found["reasons"] = sorted(set(found["reasons"]))
     return found
@@ -83,25 +78,27 @@ def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
         return None
 
 
-def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], folder: Path, logs: Path) -> dict[str, Any]:
-    """One run of pytest. A run that ends without a report is a failure of its own."""
-    junit, log = folder / f"{name}.xml", logs / f"pytest-{name}.log"
-    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={junit}", "-p", "no:cacheprovider"]
+def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], logs: Path) -> dict[str, Any]:
+    """One run of pytest. A run that did not end by itself is a failure of its own, beside what it had found."""
+    progress, log = logs / f"progress-{name}.jsonl", logs / f"pytest-{name}.log"
+    progress.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu_progress"]
     command += [f"--ignore={path}" for path in [*NEED_NO_GPU, *left_out()]]
     command += ["--continue-on-collection-errors", *given, *arguments.pytest]
+    search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"VICUS_TEST_PROGRESS": str(progress), "PYTHONPATH": search}
     with log.open("w") as out:
-        code = run_for(arguments.deadline - time.monotonic(), command, cwd=gpu_evidence.ROOT, stdout=out)
+        left = arguments.deadline - time.monotonic()
+        code = run_for(left, command, cwd=gpu_evidence.ROOT, stdout=out, env=environment)
     tail = log.read_text(errors="replace").splitlines()[-60:]
     print("\n".join(tail), flush=True)
-    try:
-        found = read_junit(junit)
-    except (OSError, ET.ParseError):
-        found = {"passed": 0, "failed": 1, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
-        how = "was stopped, time was up" if code is None else f"ended with {code} and no report"
-        found["failures"] = [{"test": f"pytest, {name}", "message": how}]
-    if code not in (0, 1, 5) and not found["failed"]:  # 5: no test has the mark
-        found["failed"] = 1
-        found["failures"] = [{"test": f"pytest, {name}", "message": f"ended with {code}"}]
+    found = read_progress(progress)
+    if code not in (0, 5) and not (code == 1 and found["failed"]):  # 5: no test has the mark
+        how = "was stopped, time was up" if code is None else f"ended with {code}"
+        found["failed"] += 1
+        found["failures"].append({"test": f"pytest, {name}", "message": how})
+    for failure in found["failures"]:
+        print(f"FAILED {failure['test']}: {failure['message'].splitlines()[:1]}", flush=True)
     return found
 
 
@@ -140,7 +137,7 @@ def sanitize(logs: Path, seconds: float) -> dict[str, Any]:
     return {"compared": compared, "seconds": round(time.monotonic() - begin, 1), "tools": results}
 
 
-def run_tests(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, Any]:
+def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
     """Tests that share the GPU, those that want it for themselves, and those of the package that take any device."""
     workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
     if importlib.util.find_spec("xdist") is None:
@@ -153,7 +150,7 @@ def run_tests(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[s
     }
     if not arguments.tests:
         runs["package"] = ["--device=cuda", *ANY_DEVICE]
-    parts = [run_pytest(arguments, name, given, folder, logs) for name, given in runs.items()]
+    parts = [run_pytest(arguments, name, given, logs) for name, given in runs.items()]
     return combine(parts) | {"left_out": left_out()}
 
 
@@ -195,12 +192,11 @@ def main() -> int:
     begin = time.monotonic()
     report = gpu_evidence.provenance()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        logs = arguments.logs or folder
+        logs = arguments.logs or Path(temporary)
         logs.mkdir(parents=True, exist_ok=True)
         if not arguments.sanitize_only:
             report["gpu_cases"] = arguments.gpu_cases
-            report["tests"] = run_tests(arguments, folder, logs)
+            report["tests"] = run_tests(arguments, logs)
         if arguments.sanitize or arguments.sanitize_only:
             report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
     report["seconds"] = round(time.monotonic() - begin, 1)

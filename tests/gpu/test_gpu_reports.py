@@ -61,18 +61,18 @@ def test_commit_of_a_machine_without_git(monkeypatch):
     assert gpu_evidence.commit() == "unknown"
 
 
-JUNIT = """<testsuites><testsuite>
-<testcase classname="a" name="right" time="2"/>
-<testcase classname="a" name="wrong" time="1"><failure message="off by one">...</failure></testcase>
-<testcase classname="a" name="broken"><error message="no"/></testcase>
-<testcase classname="a" name="elsewhere"><skipped message="needs two GPUs"/></testcase>
-</testsuite></testsuites>"""
+PROGRESS = [
+    {"test": "a::right", "outcome": "passed", "seconds": 2.0},
+    {"test": "a::wrong", "outcome": "failed", "seconds": 1.0, "message": "off by one"},
+    {"test": "a::broken", "outcome": "failed", "seconds": 0.0, "message": "no"},
+    {"test": "a::elsewhere", "outcome": "skipped", "seconds": 0.0, "message": "needs two GPUs"},
+]
 
 
 def test_counts_of_a_run(tmp_path):
-    path = tmp_path / "junit.xml"
-    path.write_text(JUNIT)
-    total = gpu_test.combine([gpu_test.read_junit(path)] * 2)
+    path = tmp_path / "progress.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in PROGRESS))
+    total = gpu_test.combine([gpu_test.read_progress(path)] * 2)
     assert (total["passed"], total["failed"], total["skipped"]) == (2, 4, 2)
     assert total["failures"][0] == {"test": "a::wrong", "message": "off by one"}
     assert total["skip_reasons"] == ["needs two GPUs"]
@@ -84,8 +84,19 @@ def test_counts_of_a_run(tmp_path):
 
 def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
     arguments = gpu_test.parse_arguments(["--pytest=--no-such-option"])
-    found = gpu_test.run_pytest(arguments, "broken", ["tests/gpu"], tmp_path, tmp_path)
+    found = gpu_test.run_pytest(arguments, "broken", ["tests/gpu"], tmp_path)
     assert found["failed"] == 1 and "ended with 4" in found["failures"][0]["message"]
+
+
+def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_right(): pass\ndef test_slow():\n    time.sleep(60)\n"
+    )
+    arguments = gpu_test.parse_arguments(["--seconds", "6"])
+    found = gpu_test.run_pytest(arguments, "cut", [str(tmp_path / "test_slow.py")], tmp_path)
+    assert (found["passed"], found["failed"]) == (1, 2)
+    assert "1 == 2" in found["failures"][0]["message"]
+    assert found["failures"][1]["message"] == "was stopped, time was up"
 
 
 def test_files_that_cannot_run_are_named(monkeypatch):
