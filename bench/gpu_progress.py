@@ -1,4 +1,4 @@
-"""A plugin of pytest: every result goes to the file $VICUS_TEST_PROGRESS at once, so that a run that is cut still tells."""
+"""A plugin of pytest: results go to the file $VICUS_TEST_PROGRESS at once: a run that is cut still tells."""
 
 from __future__ import annotations
 

@@ -155,11 +155,10 @@ def _engine(backend: str | None, query: Tensor, dense: bool, torch_compile: bool
     return backends.resolve(backend, query, dense=dense, torch_compile=torch_compile, gpu=query.is_cuda and gpu())
 
 
-def _gpu_takes(query: Tensor, value: Tensor, *tensors: Tensor | None) -> bool:
+def _gpu_takes(query: Tensor, value: Tensor) -> bool:
     from vicus import backends
 
-    differentiable = _requires_grad(query, value, *tensors) or _composition(query, value, *tensors) is not None
-    return backends.gpu_takes(query, value, differentiable=differentiable)
+    return backends.gpu_takes(query, value)
 
 
 def _options(
@@ -252,7 +251,7 @@ def neighborhood(
         tensors = (*tensors, None)
     _check_attention_kwargs(attention_kwargs, query)
     scale = _arguments.scale_of(scale, query.shape[-1])
-    engine = _engine(backend, query, False, torch_compile, lambda: _gpu_takes(query, value, *tensors))
+    engine = _engine(backend, query, False, torch_compile, lambda: _gpu_takes(query, value))
     tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
     options = _options(engine, axes, deterministic, backward_kv_splits, tiles, "shape")
 
@@ -348,7 +347,7 @@ def dense(
     _arguments.check_kernel_schedule(kernel_schedule)
     band = _arguments_dense.band(is_causal, causal_alignment, window_size)
     scale = _arguments.scale_of(scale, query.shape[-1])
-    engine = _engine(backend, query, True, torch_compile, lambda: _gpu_takes(query, value, *tensors, bias))
+    engine = _engine(backend, query, True, torch_compile, lambda: _gpu_takes(query, value))
     tiles = (q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size)
     options = _options(engine, 1, deterministic, backward_kv_splits, tiles, "size")
     if engine == "sm80":

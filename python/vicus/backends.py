@@ -51,9 +51,6 @@ logger = logging.getLogger("vicus")
 _GPU_KERNELS = ("cutlass", "hopper", "blackwell")
 _ENGINE_DEVICES = ("cpu", "meta")  # meta: shapes only, by the operators that would run
 
-# Dtypes whose gradients the GPU engine computes in calls of the public functions; other calls with gradients go to
-# FlexAttention.
-_GPU_GRADIENTS: frozenset[torch.dtype] = frozenset()
 # The core's limits of the GPU engine: the largest head dim by dtype; 0 where it takes none. A table, as torch.compile
 # cannot trace the question.
 _GPU_HEAD_DIM = {
@@ -73,14 +70,13 @@ def _engine_of(query: Tensor, gpu: bool) -> str:
     return engines()[0] if query.device.type in _ENGINE_DEVICES else "flex"
 
 
-def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, *, differentiable: bool) -> str:
+def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> str:
     """Why the GPU engine "sm80" does not compute a call, in words.
 
     Args:
         capability: Compute capability of the device.
         dtype: Of query, key and value.
         head_dim: The largest of query and value.
-        differentiable: Whether gradients are asked for.
 
     Returns:
         The reason; empty when it computes it: every dtype and head dims up to 512, as the core says, on devices of
@@ -89,8 +85,6 @@ def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, 
     """
     if capability < (8, 0):
         return f"compute capability is {capability}; engine sm80 needs (8, 0) or more"
-    if differentiable and dtype not in _GPU_GRADIENTS:
-        return f"gradients of {dtype} are wanted; engine sm80 computes none from PyTorch"
     largest = _GPU_HEAD_DIM.get(dtype, 0)
     if head_dim > largest:
         return f"head dim is {head_dim}; engine sm80 takes up to {largest} of {dtype}"
@@ -102,12 +96,12 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def gpu_takes(query: Tensor, value: Tensor, *, differentiable: bool) -> bool:
+def gpu_takes(query: Tensor, value: Tensor) -> bool:
     """Whether the GPU engine "sm80" computes a call: whether `gpu_refuses` has nothing against these tensors."""
     if not query.is_cuda:
         return False
     capability, head_dim = _capability(query.device), max(query.shape[-1], value.shape[-1])
-    return not gpu_refuses(capability, query.dtype, head_dim, differentiable=differentiable)
+    return not gpu_refuses(capability, query.dtype, head_dim)
 
 
 def resolve(name: str | None, query: Tensor, *, dense: bool, torch_compile: bool = False, gpu: bool = False) -> str:
@@ -196,9 +190,7 @@ def can_run(
     try:
         check_tensors(query, key, value, dense=dense)
         if engine == "sm80":
-            differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-            takes = gpu_takes(query, value, differentiable=differentiable)
-            engine = resolve(backend, query, dense=dense, gpu=takes)
+            engine = resolve(backend, query, dense=dense, gpu=gpu_takes(query, value))
     except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
         return _answer(error, raise_error)
     return _answer(flex.unsupported(query, key, value, torch_compile) if engine == "flex" else None, raise_error)

@@ -90,7 +90,8 @@ def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
 
 def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
     (tmp_path / "test_slow.py").write_text(
-        "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_right(): pass\ndef test_slow():\n    time.sleep(60)\n"
+        "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_right(): pass\n"
+        "def test_slow():\n    time.sleep(60)\n"
     )
     arguments = gpu_test.parse_arguments(["--seconds", "6"])
     found = gpu_test.run_pytest(arguments, "cut", [str(tmp_path / "test_slow.py")], tmp_path)

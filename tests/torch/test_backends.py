@@ -69,10 +69,7 @@ def test_what_the_gpu_engine_takes(monkeypatch):
     class OnGpu(Elsewhere):
         is_cuda, dtype, shape = True, torch.bfloat16, (1, 8, 2, 64)
 
-    takes = lambda query, differentiable=False: backends.gpu_takes(  # noqa: E731
-        query, query, differentiable=differentiable
-    )
-    assert not takes(OnGpu(), differentiable=True)
+    takes = lambda query: backends.gpu_takes(query, query)  # noqa: E731
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         tensor = OnGpu()
         tensor.dtype = dtype
@@ -93,7 +90,7 @@ def test_what_the_gpu_engine_takes_is_known_when_a_graph_is_made(monkeypatch, dy
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     def called(x):
-        why = backends.gpu_refuses(backends._capability(x.device), x.dtype, x.shape[-1], differentiable=False)
+        why = backends.gpu_refuses(backends._capability(x.device), x.dtype, x.shape[-1])
         return x if why else x + 1
 
     compiled = torch.compile(called, backend="eager", fullgraph=True, dynamic=dynamic)

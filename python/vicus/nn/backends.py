@@ -113,12 +113,7 @@ class Flash:
             return f"the tensors are on {p.device!r}; allowed: 'cpu', 'cuda'"
         from vicus import backends  # late: it brings FlexAttention along
 
-        return backends.gpu_refuses(
-            p.architecture,
-            p.dtype,
-            max(p.head_dim_qk, p.head_dim_v),
-            differentiable=p.differentiable,
-        )
+        return backends.gpu_refuses(p.architecture, p.dtype, max(p.head_dim_qk, p.head_dim_v))
 
     def run(self, call: Call) -> tuple[Tensor, None]:
         """Computes with `vicus.functional`."""
