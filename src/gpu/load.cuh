@@ -118,8 +118,9 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
       for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < limit[a];
       return inside;
     };
-    for (const Load& load : loads) {
-      load_rows<kCount, kWidth, kStride, kThreads>(load.tensor, load.placed, head, row, load.smem);
+#pragma unroll
+    for (int t = 0; t < kTensors; ++t) {
+      load_rows<kCount, kWidth, kStride, kThreads>(loads[t].tensor, loads[t].placed, head, row, loads[t].smem);
     }
   }
 }

@@ -386,6 +386,7 @@ class Search {
     set_tiles(spec, candidate);
     const Extent &q = candidate.tile.extent, &kv = candidate.kv_tile;
     const int heads = candidate.tile.heads;
+    if (kernel_ == Kernel::queries && spec.keys() % spec.chunk != 0) return;
     const int bytes = shared_bytes(spec);
     if (bytes > plan_.gpu.device.shared_bytes_per_block) return;
     const bool of_keys = kernel_ == Kernel::keys || kernel_ == Kernel::plain_keys;
