@@ -20,12 +20,15 @@ enum class Engine : std::uint8_t {
   reference,  ///< naive float64 loops; never fast, never wrong
   cpu,        ///< tiled, vectorised, threaded
   sm80,       ///< NVIDIA GPUs since Ampere: kernels compiled for the problem at run time; tensors are device memory
+  sm90,       ///< sm80, with a forward pass for compute capability 9.0 (H100, H200): copy engine and warpgroup products
 };
 
 /// Whether the tensors of its calls are memory of a GPU.
-[[nodiscard]] constexpr bool runs_on_gpu(Engine engine) noexcept { return engine == Engine::sm80; }
+[[nodiscard]] constexpr bool runs_on_gpu(Engine engine) noexcept {
+  return engine == Engine::sm80 || engine == Engine::sm90;
+}
 
-/// "auto", "reference", "cpu" or "sm80".
+/// "auto", "reference", "cpu", "sm80" or "sm90".
 [[nodiscard]] VICUS_API std::string_view engine_name(Engine engine) noexcept;
 /// The inverse. Throws InvalidArgument naming `argument`.
 [[nodiscard]] VICUS_API Engine parse_engine(std::string_view name, const std::string& argument = "engine");
@@ -67,7 +70,7 @@ struct PlanOptions {
   std::array<int, 3> tile_q{};  ///< query tile, trailing axes last; zeros let the planner search
   int rows = 0;                 ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
   BackwardOptions backward = {};
-  GpuTarget gpu = {};  ///< engine sm80
+  GpuTarget gpu = {};  ///< engines sm80 and sm90; where it is set, automatic means the faster of the two
   friend bool operator==(const PlanOptions&, const PlanOptions&) = default;
 };
 
@@ -112,15 +115,16 @@ struct BackwardPlan {
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };
 
-/// How a kernel of engine sm80 multiplies.
+/// How a kernel of a GPU engine multiplies.
 enum class GpuKernels : std::uint8_t {
   tensor_cores,  ///< bfloat16 and float16 with float32 sums, head dims up to 256
+  warpgroups,    ///< the same by warpgroups out of boxes that the copy engine loads: the forward pass of engine sm90
   plain,  ///< exact multiply-adds in float32, float64 for float64: every dtype and alignment, head dims up to 512
 };
-/// "tensor cores" or "plain".
+/// "tensor cores", "warpgroups" or "plain".
 [[nodiscard]] VICUS_API std::string_view kernels_name(GpuKernels kernels) noexcept;
 
-/// A kernel of engine sm80: one block of threads per query tile, or per key tile where it sums gradients of keys.
+/// A kernel of a GPU engine: one block of threads per query tile, or per key tile where it sums gradients of keys.
 struct GpuKernelPlan {
   GpuKernels family = GpuKernels::tensor_cores;
   QueryTile tile;
@@ -135,6 +139,8 @@ struct GpuKernelPlan {
   int stages = 0;                 ///< tiles in flight
   int chunk = 16, splits = 1;     ///< backward: keys (queries) that become weights together; warps that share rows
   bool hold = true;               ///< backward: the block's own rows stay in registers
+  int stack_axis = 2;             ///< warpgroups: a query tile is cut along this axis into one box of each
+  bool ping_pong = false;         ///< warpgroups: they take turns at the tensor cores
   int blocks_per_multiprocessor = 0;
   int shared_bytes = 0;
   std::int64_t blocks = 0;
@@ -144,6 +150,7 @@ struct GpuKernelPlan {
 struct GpuPlan {
   GpuTarget device;
   GpuKernelPlan forward, backward_queries, backward_keys;
+  GpuKernelPlan forward_unboxed;  ///< engine sm90: of calls whose tensors the copy engine cannot address
   /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
   /// a kernel of their own computes them.
   bool add_queries = false;
@@ -171,7 +178,7 @@ struct Plan {
   ForwardPlan forward;                           ///< engine cpu
   BackwardPlan backward;                         ///< engine cpu
   std::vector<TileCandidate> candidates;         ///< engine cpu, best first
-  GpuPlan gpu;                                   ///< engine sm80
+  GpuPlan gpu;                                   ///< engines sm80 and sm90
 };
 
 /// Validates the problem and plans it. Throws InvalidArgument, or Unsupported with the text of `supports`.

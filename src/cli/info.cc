@@ -40,7 +40,7 @@ Json collect() {
   for (const GpuDevice& device : gpu.devices) devices.push_back(describe(device));
   return {
       {"version", version()},
-      {"engines", {"cpu", "sm80", "reference"}},
+      {"engines", {"cpu", "sm80", "sm90", "reference"}},
       {"cpu",
        {{"targets_built", cpu_targets_built()},
         {"targets_available", available},

@@ -131,7 +131,7 @@ Json to_json(const Plan& plan) {
                {"backward_flops", plan.backward_flops},
                {"forward_bytes", plan.forward_bytes},
                {"backward_bytes", plan.backward_bytes}};
-  if (plan.engine == Engine::sm80) {
+  if (runs_on_gpu(plan.engine)) {
     json["forward"] = to_json(plan.gpu.forward);
     json["backward"] = {{"add_queries", plan.gpu.add_queries},
                         {"scratch_bytes", plan.gpu.backward_scratch_bytes},

@@ -12,7 +12,7 @@ void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& 
   check_forward(plan.problem, inputs, output, logsumexp);
   if (plan.engine == Engine::reference) {
     reference::forward(plan.problem, inputs, output, logsumexp);
-  } else if (plan.engine == Engine::sm80) {
+  } else if (runs_on_gpu(plan.engine)) {
     gpu::forward(plan, inputs, output, logsumexp, stream);
   } else {
     cpu::forward(plan, inputs, output, logsumexp);
@@ -24,7 +24,7 @@ void backward(const Plan& plan, const AttentionInputs& inputs, const AttentionGr
   check_backward(plan.problem, inputs, grad_inputs, gradients);
   if (plan.engine == Engine::reference) {
     reference::backward(plan.problem, inputs, grad_inputs, gradients);
-  } else if (plan.engine == Engine::sm80) {
+  } else if (runs_on_gpu(plan.engine)) {
     gpu::backward(plan, inputs, grad_inputs, gradients, stream);
   } else {
     cpu::backward(plan, inputs, grad_inputs, gradients);

@@ -41,6 +41,7 @@ const MergeEngine& engine_of(Engine engine) {
     case Engine::cpu:
       return cpu::kMerge;
     case Engine::sm80:
+    case Engine::sm90:
       return gpu::kMerge;
     default:
       throw Unsupported("engine " + std::string(engine_name(engine)) + " does not merge; cpu and sm80 do");

@@ -22,7 +22,8 @@ struct EngineName {
   std::string_view name;
 };
 constexpr std::array kEngines = {EngineName{Engine::automatic, "auto"}, EngineName{Engine::reference, "reference"},
-                                 EngineName{Engine::cpu, "cpu"}, EngineName{Engine::sm80, "sm80"}};
+                                 EngineName{Engine::cpu, "cpu"}, EngineName{Engine::sm80, "sm80"},
+                                 EngineName{Engine::sm90, "sm90"}};
 
 constexpr int kMaxThreads = 1024;
 
@@ -72,8 +73,8 @@ std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
 std::string describe(const GpuPlan& plan, int rank) {
   std::string text;
   if (!plan.reason.empty()) text.append("kernels  ").append(plan.reason).append("\n");
-  return text + describe(plan.forward, "forward", rank) + describe(plan.backward_queries, "dq", rank) +
-         describe(plan.backward_keys, "dk, dv", rank) +
+  return text + describe(plan.forward, "forward", rank) + describe(plan.forward_unboxed, "or else", rank) +
+         describe(plan.backward_queries, "dq", rank) + describe(plan.backward_keys, "dk, dv", rank) +
          format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.backward_scratch_bytes) * 1e-6,
                 plan.add_queries ? ", dq summed by the kernel for keys" : "");
 }
@@ -88,18 +89,26 @@ std::string_view engine_name(Engine engine) noexcept {
 }
 
 std::string_view kernels_name(GpuKernels kernels) noexcept {
-  return kernels == GpuKernels::plain ? "plain" : "tensor cores";
+  switch (kernels) {
+    case GpuKernels::tensor_cores:
+      return "tensor cores";
+    case GpuKernels::warpgroups:
+      return "warpgroups";
+    default:
+      return "plain";
+  }
 }
 
 Engine parse_engine(std::string_view name, const std::string& argument) {
   for (const EngineName& e : kEngines) {
     if (e.name == name) return e.engine;
   }
-  throw InvalidArgument(argument, "'" + std::string(name) + "'", "auto, reference, cpu, sm80");
+  throw InvalidArgument(argument, "'" + std::string(name) + "'", "auto, reference, cpu, sm80, sm90");
 }
 
 std::string supports(const Problem& problem, Engine engine) {
   if (engine == Engine::sm80) return gpu::supports(problem);
+  if (engine == Engine::sm90) return gpu::supports_boxes(problem);
   if (const auto* dense = std::get_if<Dense>(&problem.mask); dense != nullptr && dense->device.any()) {
     return "lists in memory of a GPU (device) are for engine sm80; engines of the CPU take cumulative_queries, "
            "cumulative_keys and key_lengths";
@@ -150,7 +159,11 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   plan.threads = options.threads > 0 ? options.threads : cpu::max_threads();
   plan.backward.options = options.backward;
   plan.backward.kv_splits_allowed = kv_splits_allowed(p, options.backward);
-  if (options.engine == Engine::automatic) {
+  if (options.engine == Engine::automatic && options.gpu.major > 0) {
+    if (const std::string why_not = supports(p, Engine::sm80); !why_not.empty()) throw Unsupported(why_not);
+    plan.engine = Engine::sm80;  // or better: gpu::plan_problem
+    plan.reason = "takes every problem of a GPU";
+  } else if (options.engine == Engine::automatic) {
     const std::string why_not = supports(p, Engine::cpu);
     if (const std::string none = supports(p, Engine::reference); !none.empty()) throw Unsupported(none);
     plan.engine = why_not.empty() ? Engine::cpu : Engine::reference;
@@ -184,7 +197,7 @@ Plan choose_plan(const Problem& problem, const PlanOptions& options) {
   const double worth = std::max(plan.forward_flops * 1e-6, 1.0);
   if (options.threads == 0 && worth < plan.threads) plan.threads = static_cast<int>(worth);
   if (plan.engine == Engine::cpu) cpu::plan_problem(plan, options);
-  if (plan.engine == Engine::sm80) gpu::plan_problem(plan, options);
+  if (runs_on_gpu(plan.engine)) gpu::plan_problem(plan, options);
   if (log_wanted(LogLevel::debug)) {
     std::string text = describe(plan);
     text.pop_back();  // a message has no line end
@@ -224,7 +237,7 @@ std::string describe(const Plan& plan) {
       format("backward %s, keys in %lld parts of at most %lld\n",
              plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
              static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
-  if (plan.engine == Engine::sm80) return text + describe(plan.gpu, rank);
+  if (runs_on_gpu(plan.engine)) return text + describe(plan.gpu, rank);
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=

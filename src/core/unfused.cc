@@ -79,6 +79,7 @@ const UnfusedEngine& engine_of(Engine engine) {
     case Engine::cpu:
       return cpu::kUnfused;
     case Engine::sm80:
+    case Engine::sm90:
       return gpu::kUnfused;
     default:
       throw Unsupported("engine " + std::string(engine_name(engine)) + " has no unfused operators; cpu and sm80 have");

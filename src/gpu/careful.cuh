@@ -5,16 +5,11 @@
 
 namespace vicus::gpu {
 
-// One row by the whole warp, key after key, reading only what the row sees: where a value that is not finite lies in a key
+// One query by the whole warp, key after key, reading only what it sees: where a value that is not finite lies in a key
 // tile, products with weight zero are not zero. Slow, and rare.
-static __device__ __noinline__ void careful_row(const ForwardArgs& args, int turn, int row) {
-  const BlockTiles all = tiles_of_block(args);
-  const Cell& cell = all.cell;
-  QueryTile tile = all.tile;
-  tile.place_heads(args, all.first_head_block + turn);
-  const Position q = row_position(tile, row);
-  if (!row_exists(tile, row, q)) return;
-  const int lane = threadIdx.x % 32, head = tile.head + row / kPositions;
+__device__ __forceinline__ void careful_query(const ForwardArgs& args, const Cell& cell, int head, int kv_head,
+                                              const Position& q) {
+  const int lane = threadIdx.x % 32;
   constexpr int kParts = (kHeadDimV + 31) / 32;
   const u16* query = static_cast<const u16*>(args.query.data) + place(args.query, cell, cell.first_query).row(q, head);
   float top = -1.0f / 0.0f, sum = 0, out[kParts] = {};
@@ -45,8 +40,8 @@ static __device__ __noinline__ void careful_row(const ForwardArgs& args, int tur
       for (k.at[2] = seen.axis[2].begin; k.at[2] < seen.axis[2].end; ++k.at[2]) {
         const float bias = kBiasKind == kBiasNone ? 0.0f : bias_at(args, bias_row(args, cell, head, q), k);
         if (kBiasKind == kBiasAdditive && bias == -1.0f / 0.0f) continue;
-        visit(static_cast<const u16*>(args.key.data) + keys.row(k, tile.kv_head),
-              static_cast<const u16*>(args.value.data) + values.row(k, tile.kv_head), bias);
+        visit(static_cast<const u16*>(args.key.data) + keys.row(k, kv_head),
+              static_cast<const u16*>(args.value.data) + values.row(k, kv_head), bias);
       }
     }
   }
@@ -55,8 +50,8 @@ static __device__ __noinline__ void careful_row(const ForwardArgs& args, int tur
     const Placed more_values = place_additional(args.additional_values, cell);
     for (int t = 0; t < args.additional; ++t) {
       const Position p = {{0, 0, t}};
-      visit(static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, tile.kv_head),
-            static_cast<const u16*>(args.additional_values.data) + more_values.row(p, tile.kv_head), 0.0f);
+      visit(static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, kv_head),
+            static_cast<const u16*>(args.additional_values.data) + more_values.row(p, kv_head), 0.0f);
     }
   }
   u16* output = static_cast<u16*>(args.output.data) + place(args.output, cell, cell.first_query).row(q, head);

@@ -49,7 +49,7 @@ class WorkList {
 
   void add(const Problem& problem, std::size_t index, const GpuTarget& target) {
     const auto add_calls = [&](const CallSet& calls, bool deterministic) {
-      PlanOptions plan{.engine = Engine::sm80, .gpu = target};
+      PlanOptions plan{.gpu = target};
       plan.backward.deterministic = deterministic;
       plan.backward.memory = MemoryPreference::unrestricted;  // splits wherever any preference would
       const jit::Arch arch{target.major, target.minor};

@@ -12,6 +12,7 @@
 #include "gpu/launch.h"
 #include "gpu/lists.h"
 #include "gpu/plain_args.h"
+#include "gpu/sm90_engine.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
 #include "vicus/error.h"
@@ -238,7 +239,10 @@ void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   args.statistics = scratch_rows(p, scratch.data(), kStatistics);
   if (g.add_queries) {
     const std::int64_t rows = p.batch * p.queries() * p.heads;
-    args.query_sums = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * kStatistics, padded(p.head_dim));
+    constexpr std::int64_t kVector = 4;  // sums are added by four; statistics come after them, whatever their number
+    static_assert(padded(1) % kVector == 0);
+    args.query_sums = scratch_rows(p, scratch.data(), padded(p.head_dim));
+    args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * padded(p.head_dim), kStatistics);
     scratch.clear(g.backward_scratch_bytes);
   }
   launch_all(kernels, call, args, args);
@@ -254,9 +258,11 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   const int device = jit::device_of(output.data());
   const jit::ContextGuard context(device);
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
-  const Loaded kernels(
-      kernels_of(plan, Call{.logsumexp = logsumexp.present(), .vectors = vectors, .bias_type = bias_type_of(p, in)}),
-      stream);
+  const Loaded kernels(kernels_of(plan, Call{.logsumexp = logsumexp.present(),
+                                             .vectors = vectors,
+                                             .boxes = vectors && plan.engine == Engine::sm90 && addressable(p, in),
+                                             .bias_type = bias_type_of(p, in)}),
+                       stream);
   const Lists lists(p, in, device, stream);
   PlainForwardArgs args;
   fill(args.forward, p, in, lists);
@@ -270,6 +276,9 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
     } else if (spec.kernel == Kernel::plain_forward) {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
       kernels.launch(spec, {tiles, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
+    } else if (spec.kernel == Kernel::sm90_forward) {
+      const std::int64_t tiles = tiles_of(p, args.forward, spec);
+      launch_boxes(kernels, spec, plan, in, args.forward, tiles);
     } else {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
       kernels.launch(spec, tiles, args.forward);

@@ -84,8 +84,6 @@ __device__ __forceinline__ void note_windows(Smem& smem) {
   }
 }
 
-enum class TileUse { skip, whole, masked };
-
 __device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, const Position& met,
                                           int additional) {
   if (kAdditional && walk.additional) {
@@ -341,6 +339,15 @@ struct Softmax {
     }
   }
 };
+
+// Row `row` of a tile of the calling block; a call of its own, which keeps its registers out of the kernel's.
+static __device__ __noinline__ void careful_row(const ForwardArgs& args, int turn, int row) {
+  const BlockTiles all = tiles_of_block(args);
+  QueryTile tile = all.tile;
+  tile.place_heads(args, all.first_head_block + turn);
+  const Position q = row_position(tile, row);
+  if (row_exists(tile, row, q)) careful_query(args, all.cell, tile.head + row / kPositions, tile.kv_head, q);
+}
 
 // The rows of a tile of this warp: sums to the output.
 __device__ __forceinline__ void finish(const ForwardArgs& args, const QueryTile& tile, int turn,

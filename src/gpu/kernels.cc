@@ -16,7 +16,10 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     list.add(spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type));
   };
   if (!call.backward) {
-    add(g.forward.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
+    const bool planned = g.forward.family == GpuKernels::warpgroups;
+    const GpuKernelPlan& otherwise = planned ? g.forward_unboxed : g.forward;
+    if (planned && call.boxes) add(Kernel::sm90_forward);
+    else add(otherwise.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
     if (rest) add(Kernel::packed_rest);
     return list;
   }
@@ -56,7 +59,12 @@ std::vector<Spec> kernels_of(const Plan& plan, const CallSet& calls) {
     if (!p.rpb && !p.attn_bias) call.bias_type = DType::float32;
     for (const bool logsumexp : {false, true}) {
       call.logsumexp = logsumexp;
-      if (calls.forward && calls.logsumexp.value_or(logsumexp) == logsumexp) add(call);
+      if (!calls.forward || calls.logsumexp.value_or(logsumexp) != logsumexp) continue;
+      // The copy engine may address the tensors of one call and not those of another.
+      for (const bool boxes : {true, false}) {
+        call.boxes = boxes && vectors;
+        add(call);
+      }
     }
     call.backward = true;
     if (calls.backward) add(call);

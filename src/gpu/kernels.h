@@ -16,6 +16,7 @@ struct Call {
   bool backward = false;
   bool logsumexp = true;  ///< forward: it is written
   bool vectors = true;    ///< rows of all tensors start at multiples of 16 bytes
+  bool boxes = true;      ///< and the copy engine can address those of the inputs
   DType bias_type = DType::float32;
   bool grad_query = true, grad_keys = true, grad_additional = true, grad_bias = true;  ///< backward: wanted
 };

@@ -1,8 +1,9 @@
-// The key tiles that a block of queries meets: their order, and their rows in shared memory. Constants of the prologue:
+// The key tiles that a block of queries meets: their rows in shared memory. Constants of the prologue:
 // kWarps, kHeadDim, kHeadDimV, kAdditional.
 #pragma once
 
 #include "load.cuh"
+#include "walk.cuh"
 
 namespace vicus::gpu {
 
@@ -10,32 +11,6 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kDq = (kHeadDim + 15) / 16 * 16;
 constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
 constexpr int kQStride = kDq + 8, kVStride = kDv + 8;  // elements of a row in shared memory
-
-// The key tiles of a block: boxes over the hull, row-major, then the additional tokens.
-struct KeyWalk {
-  Position origin;
-  bool additional = false;
-  __device__ __forceinline__ void begin(const Box& hull) {
-    for (int a = 0; a < 3; ++a) origin.at[a] = a < kFirstAxis ? 0 : hull.axis[a].begin;
-    if (hull.empty()) begin_additional();
-  }
-  __device__ __forceinline__ void begin_additional() {
-    additional = true;
-    origin.at[0] = origin.at[1] = origin.at[2] = 0;
-  }
-  __device__ __forceinline__ void next(const Box& hull) {
-    if (kAdditional && additional) {
-      origin.at[2] += kKeys;
-      return;
-    }
-    for (int a = 2; a >= kFirstAxis; --a) {
-      origin.at[a] += kTileKv[a];
-      if (origin.at[a] < hull.axis[a].end) return;
-      origin.at[a] = hull.axis[a].begin;
-    }
-    begin_additional();
-  }
-};
 
 struct Sources {
   Placed key, value, additional_key, additional_value;

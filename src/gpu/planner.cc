@@ -476,6 +476,23 @@ bool plan_backward(Plan& plan) {
   return true;
 }
 
+/// Puts the forward pass of engine sm90 into the plan, where it is asked for or worth it.
+void prefer_boxes(Plan& plan, bool asked) {
+  constexpr double kFaster = 2;  // a pair takes half the time
+  GpuPlan& g = plan.gpu;
+  const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
+  const GpuKernelPlan boxes = possible ? plan_boxes(plan) : GpuKernelPlan();
+  if (asked && boxes.tile.rows == 0) {
+    throw Unsupported("engine sm90 finds no tile for the dilation, head_dim " + std::to_string(plan.problem.head_dim) +
+                      " and head_dim_v " + std::to_string(plan.problem.head_dim_v));
+  }
+  if (boxes.tile.rows == 0 || (!asked && boxes.work.tile_pairs > kFaster * g.forward.work.tile_pairs)) return;
+  g.forward_unboxed = g.forward;
+  g.forward = boxes;
+  plan.engine = Engine::sm90;
+  if (!asked) plan.reason = "the fastest engine that takes the problem";
+}
+
 }  // namespace
 
 std::string supports(const Problem& p) {
@@ -494,6 +511,10 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
                       std::to_string(plan.gpu.device.major) + "." + std::to_string(plan.gpu.device.minor));
   }
   GpuPlan& g = plan.gpu;
+  if (plan.engine == Engine::sm90 && (g.device.major != 9 || g.device.minor != 0)) {
+    throw Unsupported("engine sm90 needs compute capability 9.0, the device has " + std::to_string(g.device.major) +
+                      "." + std::to_string(g.device.minor));
+  }
   g.reason = without_tensor_cores(p);
   const bool possible = g.reason.empty();
   if (possible) g.forward = search(plan, Kernel::forward, kForward);
@@ -513,6 +534,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward_scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
   if (!g.reason.empty()) log(LogLevel::info, "kernels without tensor cores: " + g.reason);
+  if (options.engine != Engine::sm80) prefer_boxes(plan, options.engine == Engine::sm90);
 }
 
 }  // namespace vicus::gpu

@@ -11,6 +11,12 @@ namespace vicus::gpu {
 /// Empty when the kernels take the (valid) problem, otherwise the reason in words.
 [[nodiscard]] std::string supports(const Problem& problem);
 
+/// The same of the forward pass by boxes and warpgroups, engine sm90.
+[[nodiscard]] std::string supports_boxes(const Problem& problem);
+
+/// Tiles of that forward pass on `plan.gpu.device`: no rows where none fits.
+[[nodiscard]] GpuKernelPlan plan_boxes(const Plan& plan);
+
 /// Fills `plan.gpu` for `options.gpu`, or the device of the calling thread where that is not set.
 void plan_problem(Plan& plan, const PlanOptions& options);
 

@@ -27,6 +27,39 @@ std::string constant(const char* type, const char* name, const T& value, const c
   return line.append(type).append(" ").append(name).append(extent).append(" = ").append(text(value)).append(";\n");
 }
 
+// A function around one warpgroup product of 64 rows, `columns` columns and 16 features: d = d * add + a . b, with `a` in
+// shared memory or, where `registers`, in registers, and then `b` by rows of features rather than of columns.
+std::string product(const char* name, int columns, DType dtype, bool registers) {
+  const int count = columns / 2;  // registers of d, operands of the instruction before all others
+  std::string d, outputs;
+  for (int i = 0; i < count; ++i) {
+    d.append(i == 0 ? "%" : ", %").append(text(i));
+    outputs.append(i == 0 ? "" : ", ").append("\"+f\"(d[").append(text(i)).append("])");
+  }
+  int next = count;
+  const auto operand = [&] { return std::string("%").append(text(next++)); };
+  std::string a = registers ? "{" : "";
+  a.append(operand());
+  for (int i = 1; registers && i < 4; ++i) a.append(", ").append(operand());
+  if (registers) a.append("}");
+  const std::string b = operand(), add = operand(), type = dtype == DType::float16 ? ".f16" : ".bf16";
+  std::string code = "namespace vicus::gpu {\n__device__ __forceinline__ void ";
+  code.append(name).append("(float (&d)[").append(text(count)).append("], ");
+  code.append(registers ? "u32 a0, u32 a1, u32 a2, u32 a3" : "u64 a").append(", u64 b, int add) {\n");
+  code.append("  asm volatile(\"{\\n.reg .pred p;\\nsetp.ne.b32 p, ").append(add).append(", 0;\\n");
+  code.append("wgmma.mma_async.sync.aligned.m64n").append(text(columns)).append("k16.f32").append(type).append(type);
+  code.append(" {").append(d).append("}, ").append(a).append(", ").append(b).append(", p, 1, 1, ");
+  code.append(registers ? "1" : "0, 0").append(";\\n}\" : ").append(outputs).append(" : ");
+  code.append(registers ? "\"r\"(a0), \"r\"(a1), \"r\"(a2), \"r\"(a3)" : "\"l\"(a)");
+  return code.append(", \"l\"(b), \"r\"(add));\n}\n}\n");
+}
+
+std::string boxes_prologue(const Spec& s) {
+  return constant("int", "kWarpgroups", s.warps / 4) + constant("int", "kStackAxis", s.stack_axis) +
+         constant("bool", "kPingPong", s.ping_pong) + "constexpr long long kPatience = 0;\n" +
+         product("wgmma_scores", s.keys(), s.dtype, false) + product("wgmma_values", s.head_dim_v, s.dtype, true);
+}
+
 std::string prologue(const Spec& s) {
   std::string p;
   p += constant("int", "kRank", s.rank);
@@ -72,7 +105,8 @@ std::string prologue(const Spec& s) {
   if (!uses_tensor_cores(s.kernel)) return p;
   p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
   p += s.dtype == DType::float16 ? "F16" : "Bf16";
-  return p + "; }\n";
+  p += "; }\n";
+  return s.kernel == Kernel::sm90_forward ? p + boxes_prologue(s) : p;
 }
 
 using geometry::ceil_div;
@@ -95,6 +129,16 @@ int keys_bytes(const Spec& s, int row) {
          (s.add_queries ? 2 * keys * (queries + 8) : 16) + 512;
 }
 
+// sm90_tiles.cuh: slabs of 64 features, and what is known of tiles and rows.
+int boxes_bytes(const Spec& s) {
+  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kJob = 48, kWalk = 16, kRows = 64;
+  const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64), value_slabs = ceil_div(s.head_dim_v, 64);
+  const int bytes = kSlabRow * (warpgroups * slabs * kRows + s.stages * s.keys() * (slabs + value_slabs)) +
+                    kBarrier * (2 * warpgroups + 4 * s.stages) + warpgroups * 2 * kJob +
+                    s.stages * (kWalk + 4 * warpgroups) + warpgroups * (2 * kBox + kRows * kSpan * s.rank) + 64;
+  return ceil_div(bytes, kUnit) * kUnit;
+}
+
 // Windows, trailing axes last.
 void set_windows(Spec& s, const Neighborhood& mask, int rank) {
   s.rank = rank;
@@ -110,9 +154,11 @@ void set_windows(Spec& s, const Neighborhood& mask, int rank) {
 // Tiles of a kernel; null where it has none.
 const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
   switch (kernel) {
+    case Kernel::sm90_forward:
+      return &plan.forward;
     case Kernel::forward:
     case Kernel::plain_forward:
-      return &plan.forward;
+      return plan.forward.family == GpuKernels::warpgroups ? &plan.forward_unboxed : &plan.forward;
     case Kernel::queries:
     case Kernel::plain_queries:
       return &plan.backward_queries;
@@ -161,6 +207,8 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.thread_rows = k.thread_rows;
   s.depth = k.depth;
   s.wide = k.wide;
+  s.stack_axis = k.stack_axis;
+  s.ping_pong = k.ping_pong;
 }
 
 Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type) {
@@ -193,7 +241,8 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   if (tiled == nullptr) return s;
   set_tiles(s, *tiled);
   s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
-  s.add_queries = uses_tensor_cores(kernel) && kernel != Kernel::forward && plan.gpu.add_queries;
+  s.add_queries =
+      uses_tensor_cores(kernel) && kernel != Kernel::forward && kernel != Kernel::sm90_forward && plan.gpu.add_queries;
   return s;
 }
 
@@ -230,6 +279,8 @@ int shared_bytes(const Spec& s) {
       return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
              s.stages * kWalkBytes + kBlockBytes;
     }
+    case Kernel::sm90_forward:
+      return boxes_bytes(s);
     case Kernel::queries:
       return queries_bytes(s, 2 * (query + value));
     case Kernel::keys:
@@ -253,6 +304,7 @@ jit::Source source_of(const Spec& spec) {
                                  "backward_keys.cu",
                                  "backward_convert.cu",
                                  "backward_bias.cu",
+                                 "sm90_forward.cu",
                                  "plain_forward.cu",
                                  "plain_delta.cu",
                                  "plain_backward_queries.cu",
@@ -268,7 +320,9 @@ jit::Source source_of(const Spec& spec) {
                                  "merge_sums.cu",
                                  "merge_backward.cu",
                                  "packed_rest.cu"};
-  return {.file = kFiles[static_cast<std::size_t>(spec.kernel)], .prologue = prologue(spec)};
+  return {.file = kFiles[static_cast<std::size_t>(spec.kernel)],
+          .prologue = prologue(spec),
+          .arch_specific = spec.kernel == Kernel::sm90_forward};
 }
 
 }  // namespace vicus::gpu

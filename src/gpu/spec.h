@@ -22,6 +22,7 @@ enum class Kernel : std::uint8_t {
   additional,
   convert,
   bias,
+  sm90_forward,  // by boxes and warpgroups
   // Without.
   plain_forward,
   plain_delta,
@@ -73,10 +74,14 @@ struct Spec {
   // Without tensor cores: rows of a thread, features that a first product takes at a time, and those of a second one.
   int thread_rows = 0, depth = 0, wide = 0;
   int lanes = 0;  // merge: of a row
+  // Boxes: the axis along which warpgroups' boxes lie side by side, and whether warpgroups take turns.
+  int stack_axis = 2;
+  bool ping_pong = false;
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
-  [[nodiscard]] int threads() const { return 32 * warps; }
+  /// With those that load boxes.
+  [[nodiscard]] int threads() const { return 32 * warps + (kernel == Kernel::sm90_forward ? 128 : 0); }
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }

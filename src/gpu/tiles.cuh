@@ -63,33 +63,52 @@ __device__ __forceinline__ Placed place_additional(const Rows& t, const Cell& ce
   return p;
 }
 
-__device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
+// A cell by its number: sequences slowest, residue classes of the last axis fastest.
+struct CellPlace {
+  int sequence, residue[3];
+};
+
+__device__ __forceinline__ CellPlace cell_place(const ForwardArgs& args, int index) {
+  CellPlace place;
+  for (int a = 2; a >= 0; --a) {
+    place.residue[a] = 0;
+    if (a < kFirstAxis || kDilation[a] == 1) continue;
+    place.residue[a] = index % args.work.classes[a];
+    index /= args.work.classes[a];
+  }
+  place.sequence = index;
+  return place;
+}
+
+__device__ __forceinline__ Cell make_cell(const ForwardArgs& args, const CellPlace& place) {
+  const int sequence = place.sequence;
   Cell cell;
+  cell.batch = sequence;
   cell.first_query = cell.first_key = 0;
-  for (int a = 0; a < 3; ++a) cell.residue[a] = 0;
+  for (int a = 0; a < 3; ++a) cell.residue[a] = place.residue[a];
   if constexpr (kDense) {
     int queries = args.len[2], keys = args.keys;
-    cell.batch = index;
     // Nobody has checked the lists: whatever they hold, tokens are inside the tensors.
     if constexpr (kPacked) {
       cell.batch = 0;
-      cell.first_query = geometry::clamp(args.cumulative_queries[index], 0, queries);
-      cell.first_key = geometry::clamp(args.cumulative_keys[index], 0, keys);
-      queries = geometry::clamp(args.cumulative_queries[index + 1], cell.first_query, queries) - cell.first_query;
-      keys = geometry::clamp(args.cumulative_keys[index + 1], cell.first_key, keys) - cell.first_key;
+      cell.first_query = geometry::clamp(args.cumulative_queries[sequence], 0, queries);
+      cell.first_key = geometry::clamp(args.cumulative_keys[sequence], 0, keys);
+      queries = geometry::clamp(args.cumulative_queries[sequence + 1], cell.first_query, queries) - cell.first_query;
+      keys = geometry::clamp(args.cumulative_keys[sequence + 1], cell.first_key, keys) - cell.first_key;
     }
-    if constexpr (kKeyLengths) keys = geometry::clamp(args.key_lengths[index], 0, keys);
+    if constexpr (kKeyLengths) keys = geometry::clamp(args.key_lengths[sequence], 0, keys);
     cell.grid.axis[2] = geometry::band_axis(queries, keys, kBandLeft, kBandRight, kBandBottom ? keys - queries : 0);
   } else {
-    for (int a = 2; a >= kFirstAxis; --a) {
-      cell.residue[a] = index % args.work.classes[a];
-      index /= args.work.classes[a];
-      const int len = geometry::class_len(args.len[a], kDilation[a], cell.residue[a]);
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const int len = geometry::class_len(args.len[a], kDilation[a], place.residue[a]);
       cell.grid.axis[a] = geometry::neighborhood_axis(len, kWindow[a], kStep[a], kCausal[a]);
     }
-    cell.batch = index;
   }
   return cell;
+}
+
+__device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
+  return make_cell(args, cell_place(args, index));
 }
 
 // A tile of queries: `heads` query heads of one key/value head times a box of positions.

@@ -5,6 +5,7 @@
 #define VICUS_JIT_DRIVER_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "vicus/device.h"
@@ -37,6 +38,11 @@ enum CUfunction_attribute : int {
   kRegisters = 4,
   kMaxDynamicSharedBytes = 8,
 };
+enum CUtensorMapDataType : int { kTensorMapFloat16 = 6, kTensorMapBfloat16 = 9 };
+enum CUtensorMapInterleave : int { kTensorMapNotInterleaved = 0 };
+enum CUtensorMapSwizzle : int { kTensorMapSwizzle128 = 3 };
+enum CUtensorMapL2promotion : int { kTensorMapPromote256 = 3 };
+enum CUtensorMapFloatOOBfill : int { kTensorMapZeros = 0 };
 enum CUpointer_attribute : int { kPointerDeviceOrdinal = 9 };
 enum CUstreamCaptureStatus : int { kNotCapturing = 0 };
 enum CUstreamCaptureMode : int { kCaptureModeRelaxed = 2 };
@@ -69,6 +75,11 @@ struct Driver {
   CUresult (*cuLaunchKernel)(CUfunction, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                              unsigned block_y, unsigned block_z, unsigned shared, CUstream, void** params,
                              void** extra);
+  CUresult (*cuTensorMapEncodeTiled)(void* map, CUtensorMapDataType, std::uint32_t rank, void* data,
+                                     const std::uint64_t* sizes, const std::uint64_t* strides, const std::uint32_t* box,
+                                     const std::uint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                     CUtensorMapL2promotion,
+                                     CUtensorMapFloatOOBfill);  // optional: since 12.0
   CUresult (*cuStreamIsCapturing)(CUstream, CUstreamCaptureStatus*);
   CUresult (*cuThreadExchangeStreamCaptureMode)(CUstreamCaptureMode*);
   CUresult (*cuMemAlloc)(CUdeviceptr*, std::size_t bytes);

@@ -89,7 +89,6 @@ PlanOptions plan_options(const Place& place, std::span<const std::int64_t> optio
                         kBackwardTile = 10, kCount = 13;
   PlanOptions result;
   if (place.cuda) {
-    result.engine = Engine::sm80;
     result.gpu = jit::target_of(jit::device(place.device));
   }
   if (options.empty()) return result;

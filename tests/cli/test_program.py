@@ -45,7 +45,7 @@ def test_info():
     assert info["cpu"]["target_used"] in info["cpu"]["targets_available"]
     assert set(info["cpu"]["targets_available"]) <= set(info["cpu"]["targets_built"])
     assert info["cpu"]["threads"] >= 1
-    assert {"cpu", "sm80", "reference"} == set(info["engines"])
+    assert {"cpu", "sm80", "sm90", "reference"} == set(info["engines"])
     text = succeed("info")
     for word in (info["version"], info["cpu"]["target_used"], info["cache"]["directory"]):
         assert word in text

@@ -165,11 +165,51 @@ void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& 
                  {"registers", made.registers},
                  {"spill_bytes", made.spill_store_bytes + made.spill_load_bytes},
                  {"stack_bytes", made.stack_bytes},
+                 {"serialized", made.log.find("serialized") != std::string::npos},  // products that wait for each other
                  {"shared_bytes", gpu::shared_bytes(spec)},
                  {"shared_limit", target.shared_bytes_per_block},
                  {"threads", spec.threads()},
                  {"blocks_per_multiprocessor", spec.min_blocks}});
   std::cout << report.dump() << "\n";
+}
+
+// Problems of engine sm90.
+std::vector<Case> box_cases() {
+  std::vector<Case> list;
+  const auto add = [&](std::int64_t d, std::int64_t dv, AxisValues layout, const auto& mask, std::int64_t more = 0) {
+    const DType dtype = list.size() % 3 == 1 ? DType::float16 : DType::bfloat16;
+    Problem p = sized(dtype, 2, layout, 4, 2, d, dv);
+    p.mask = mask;
+    p.additional_tokens = more;
+    list.push_back({"boxes " + std::to_string(list.size()) + " D" + std::to_string(d), p});
+  };
+  Dense full, causal, sliding;
+  full.keys = causal.keys = sliding.keys = 3000;
+  causal.causal = Causal::bottom_right;
+  sliding.window_left = sliding.window_right = 100;
+  for (const std::int64_t d : {8, 32, 40, 64, 72, 96, 112, 128, 160, 192, 256}) add(d, d, {3000}, full);
+  for (const std::int64_t d : {64, 128, 256}) add(d, d, {3000}, causal, d == 128 ? 9 : 0);
+  add(192, 128, {3000}, causal);
+  add(64, 128, {3000}, sliding);
+  for (const std::int64_t d : {64, 128, 256}) {
+    add(d, d, {5000}, Neighborhood{.kernel_size = 700, .is_causal = d == 64});
+    add(d, d, {56, 56}, Neighborhood{.kernel_size = 7}, d == 64 ? 9 : 0);
+    add(d, d, {128, 128}, Neighborhood{.kernel_size = 50, .dilation = 2});
+    add(d, d, {8, 32, 32}, Neighborhood{.kernel_size = {4, 8, 8}, .is_causal = {1, 0, 0}}, d == 128 ? 9 : 0);
+    add(d, d, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}, .stride = {2, 8, 8}});
+  }
+  add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
+  add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
+  return list;
+}
+
+void compile_boxes(const Case& c, const GpuTarget& target) {
+  const Plan plan = choose_plan(c.problem, {.engine = Engine::sm90, .gpu = target});
+  for (const bool logsumexp : {false, true}) {
+    compile(c.name, target, gpu::spec_of(plan, gpu::Kernel::sm90_forward, logsumexp, true, c.bias_type),
+            {{"work_ratio", plan.gpu.forward.work.ratio()}});
+    if (c.problem.dense()) break;
+  }
 }
 
 void compile(const Case& c, const GpuTarget& target, bool deterministic) {
@@ -255,6 +295,8 @@ int main(int argc, char** argv) {
     const GpuTarget& target = targets[i / parts % targets.size()];
     for (const bool deterministic : {false, true}) compile(all[i], target, deterministic);
   }
+  const std::vector<Case> boxes = box_cases();
+  for (std::size_t i = part; i < boxes.size(); i += parts) compile_boxes(boxes[i], targets[2]);
   const std::vector<Unplanned> others = unplanned();
   for (std::size_t i = part; i < others.size(); i += parts) {
     compile(others[i].name, targets[i % targets.size()], others[i].spec);

@@ -28,6 +28,7 @@ def test_kernels_compile_without_spills(part, nvrtc_directory, tmp_path):
     assert reports
     for report in reports:
         assert report["spill_bytes"] == 0 and report["stack_bytes"] == 0, report
+        assert not report["serialized"], report
         assert report["shared_bytes"] <= report["shared_limit"], report
         threads = report["threads"] * report["blocks_per_multiprocessor"]
         assert report["registers"] * threads <= REGISTERS_PER_MULTIPROCESSOR, report

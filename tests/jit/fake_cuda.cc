@@ -239,6 +239,18 @@ EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
   return allocate(pointer, bytes, "cuMemAllocAsync");
 }
 EXPORT cuMemFreeAsync(unsigned long long pointer, void*) { return release(pointer); }
+EXPORT cuTensorMapEncodeTiled(void* map, int, unsigned rank, void*, const unsigned long long* sizes,
+                              const unsigned long long* strides, const unsigned* box, const unsigned* steps, int, int,
+                              int, int) {
+  for (unsigned i = 0; i < rank; ++i) {
+    if (sizes[i] == 0 || box[i] == 0 || box[i] > 256 || steps[i] == 0 || steps[i] > 8) return 1;
+    if (i + 1 < rank && (strides[i] % 16 != 0 || strides[i] >> 40 != 0)) return 1;
+  }
+  std::memset(map, 0, 128);
+  const std::lock_guard lock(state.mutex);
+  note("map");
+  return 0;
+}
 EXPORT cuMemsetD8Async(unsigned long long pointer, unsigned char value, std::size_t bytes, void*) {
   const std::lock_guard lock(state.mutex);
   if (!holds(pointer, bytes)) return 1;

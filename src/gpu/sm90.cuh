@@ -1,0 +1,95 @@
+// One function per instruction of sm_90a: barriers in shared memory, the copy engine, warpgroup products, register
+// budgets. The products themselves have their shapes from the prologue: wgmma_scores and wgmma_values of spec.cc.
+#pragma once
+
+#include "mma.cuh"
+#include "sm90_args.h"
+
+namespace vicus::gpu {
+
+__device__ __forceinline__ void mbarrier_init(u32 barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// An arrival that also announces `bytes` of copies.
+__device__ __forceinline__ void mbarrier_expect(u32 barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ bool mbarrier_try_wait(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return done != 0;
+}
+// Until the phase of `parity` is over. With kPatience, for at most that many cycles: results are wrong afterwards, but
+// there are some.
+__device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
+  const long long start = kPatience > 0 ? clock64() : 0;
+  while (!mbarrier_try_wait(barrier, parity)) {
+    if (kPatience > 0 && clock64() - start > kPatience) return;
+  }
+}
+
+// A box from coordinates `c`, innermost first, to shared memory; its bytes count at `barrier`.
+__device__ __forceinline__ void tma_load(u32 smem, const TensorMap& map, u32 barrier, const int (&c)[5]) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
+      "%7}], [%2];" ::"r"(smem),
+      "l"(&map), "r"(barrier), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4])
+      : "memory");
+}
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// The same as wgmma_wait<0>, kept apart from it: where both sides of a branch wait, compilers would wait before it.
+__device__ __forceinline__ void wgmma_wait_other() {
+  asm volatile("wgmma.wait_group.sync.aligned 0; // other" ::: "memory");
+}
+// Keeps the compiler from moving uses of accumulators over what comes before or after.
+template <int kCount>
+__device__ __forceinline__ void hold(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void registers_down() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void registers_up() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Arrives at a named barrier of `threads` threads without waiting.
+__device__ __forceinline__ void barrier_arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Bits [0, count) of a word; count may be anything.
+__device__ __forceinline__ u32 bits_below(int count) {
+  u32 mask;
+  asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(mask) : "r"(count < 0 ? 0 : count));
+  return mask;
+}
+
+// Where a warpgroup product finds an operand in shared memory, rows of 128 bytes swizzled by the copy engine (8 rows of 16
+// bytes permuted by their row). `step` is from one slab of 64 columns to the next, used where columns are the rows of the
+// product (value); unused otherwise.
+__device__ __forceinline__ u64 operand(u32 smem, int step) {
+  constexpr u64 kSwizzle128 = 1ull << 62, kEightRows = 1024 / 16;
+  return kSwizzle128 | kEightRows << 32 | static_cast<u64>(step / 16) << 16 | (smem & 0x3ffff) / 16;
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,103 @@
+#include "gpu/sm90_engine.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "jit/driver.h"
+
+namespace vicus::gpu {
+namespace {
+
+using Extent = std::array<int, 3>;
+
+constexpr std::size_t kMapRank = 5;
+constexpr std::uint64_t kMostStride = std::uint64_t{1} << 40;  // bytes
+constexpr int kSlab = 64;                                      // features of a box
+
+/// The axes of a tensor [B, *X, H, D] as the copy engine counts them, innermost first: features, heads, two token axes and
+/// the batch; or, for kernels of three axes, features and heads as one axis, and three token axes. load_box knows.
+struct MapAxes {
+  std::array<std::uint64_t, kMapRank> size{};
+  std::array<std::uint64_t, kMapRank> stride{};  // bytes; of the innermost none
+  std::array<std::uint32_t, kMapRank> box{}, step{};
+};
+
+MapAxes axes_of(const ConstTensorView& t, int rank, const Extent& box, const Extent& dilation) {
+  const auto bytes = static_cast<std::int64_t>(dtype_size(t.dtype()));
+  const int tokens = t.dims() - 3;  // token axes, which trail in three
+  MapAxes axes;
+  std::size_t n = 0;
+  const auto add = [&](std::int64_t size, std::int64_t stride, int extent, int step) {
+    axes.size.at(n) = static_cast<std::uint64_t>(size);
+    // The stride of an axis of one place is never used, but must be a legal one.
+    axes.stride.at(n) = static_cast<std::uint64_t>(size == 1 ? 16 : stride * bytes);
+    axes.box.at(n) = static_cast<std::uint32_t>((extent - 1) * step + 1);
+    axes.step.at(n++) = static_cast<std::uint32_t>(step);
+  };
+  const std::int64_t heads = t.size(tokens + 1), head_step = t.stride(tokens + 1), width = t.size(tokens + 2);
+  if (rank < 3) {
+    add(width, 0, kSlab, 1);
+    add(heads, head_step, 1, 1);
+  } else {
+    add((heads - 1) * head_step + width, 0, kSlab, 1);
+  }
+  for (int a = 2; n + 1 < kMapRank; --a) {
+    const int i = a - (3 - tokens);
+    const auto at = static_cast<std::size_t>(a);
+    add(i < 0 ? 1 : t.size(1 + i), i < 0 ? 0 : t.stride(1 + i), box.at(at), dilation.at(at));
+  }
+  add(t.size(0), t.stride(0), 1, 1);
+  return axes;
+}
+
+bool addressable(const ConstTensorView& t, int rank) {
+  if (!t) return true;
+  const MapAxes axes = axes_of(t, rank, {1, 1, 1}, {1, 1, 1});
+  for (std::size_t i = 0; i < kMapRank; ++i) {
+    const bool counted = axes.size.at(i) >= 1 && axes.size.at(i) <= std::numeric_limits<int>::max();
+    if (!counted || (i > 0 && (axes.stride.at(i) == 0 || axes.stride.at(i) >= kMostStride))) return false;
+  }
+  return true;
+}
+
+TensorMap map_of(const ConstTensorView& t, int rank, const Extent& box, const Extent& dilation) {
+  TensorMap map;
+  if (!t) return map;
+  const MapAxes axes = axes_of(t, rank, box, dilation);
+  const auto type = t.dtype() == DType::float16 ? jit::kTensorMapFloat16 : jit::kTensorMapBfloat16;
+  jit::check(jit::driver().cuTensorMapEncodeTiled(
+                 map.words, type, kMapRank, const_cast<void*>(t.data()), axes.size.data(), axes.stride.data() + 1,
+                 axes.box.data(), axes.step.data(), jit::kTensorMapNotInterleaved, jit::kTensorMapSwizzle128,
+                 jit::kTensorMapPromote256, jit::kTensorMapZeros),
+             "cuTensorMapEncodeTiled", "describing a tensor to the copy engine");
+  return map;
+}
+
+}  // namespace
+
+bool addressable(const Problem& p, const AttentionInputs& in) {
+  if (jit::driver().cuTensorMapEncodeTiled == nullptr) return false;
+  const int rank = p.rank();
+  return addressable(in.query, rank) && addressable(in.key, rank) && addressable(in.value, rank) &&
+         addressable(in.additional_keys, rank) && addressable(in.additional_values, rank);
+}
+
+void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
+                  const ForwardArgs& args, std::int64_t blocks) {
+  require_countable("tiles of queries", blocks);
+  Extent queries = spec.tile_q;
+  queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
+  const Extent line = {1, 1, spec.keys()}, undilated = {1, 1, 1};
+  Sm90Args all;
+  all.query = map_of(in.query, spec.rank, queries, spec.dilation);
+  all.key = map_of(in.key, spec.rank, spec.tile_kv, spec.dilation);
+  all.value = map_of(in.value, spec.rank, spec.tile_kv, spec.dilation);
+  all.additional_key = map_of(in.additional_keys, spec.rank, line, undilated);
+  all.additional_value = map_of(in.additional_values, spec.rank, line, undilated);
+  all.forward = args;
+  all.blocks = static_cast<int>(blocks);
+  kernels.launch(spec, std::min<std::int64_t>(blocks, std::max(plan.gpu.device.multiprocessors, 1)), all);
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,243 @@
+// Tiles of the forward pass by boxes and warpgroups (engine sm90). Every warpgroup has a box of 64 queries; what it computes
+// of a key tile is nothing, all without a mask, or all with one. These are counted exactly, axis by axis: a box sees a tile
+// when every axis does. Costs were fitted to measurements on an H100 (notes/sm90.md).
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/families.h"
+#include "gpu/planner.h"
+#include "gpu/spec.h"
+
+namespace vicus::gpu {
+namespace {
+
+/// A way to build the kernel, for head dims up to `head_dim`.
+struct BoxShape {
+  int head_dim, warpgroups, least_keys, most_keys, stages;  // keys of a tile
+  bool ping_pong;
+  double slowness;  // time of a product, relative
+};
+constexpr BoxShape kShapes[] = {
+    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1}, {128, 2, 48, 176, 2, true, 1.0},
+    {192, 2, 32, 112, 2, false, 1.0}, {256, 2, 32, 80, 2, false, 1.0},
+};
+constexpr int kRows = 64;  // of a warpgroup
+constexpr int kMostHeadDim = 256, kUnit = 8;
+/// What the copy engine steps over in a box, and how long a box may be with that.
+constexpr int kMostDilation = 8, kMostSpan = 256;
+/// In keys: what a key tile costs besides its products, what it costs to step over one, and what a tile of queries costs.
+/// A mask makes a tile `kMasked` times as slow.
+constexpr double kTileKeys = 42, kSkipKeys = 10, kQueryTileKeys = 300, kMasked = 1.35;
+
+using Extent = std::array<int, 3>;
+
+/// Boxes of exactly `volume` positions on the trailing `rank` axes.
+std::vector<Extent> boxes_of(int rank, int volume) {
+  std::vector<Extent> list;
+  for (int i = 1; i <= (rank > 2 ? volume : 1); ++i) {
+    if (volume % i != 0) continue;
+    for (int j = 1; j <= (rank > 1 ? volume / i : 1); ++j) {
+      if (volume / i % j == 0) list.push_back({i, j, volume / i / j});
+    }
+  }
+  return list;
+}
+
+/// Of one axis, summed over tiles of queries: key tiles of the hull, and of one warpgroup's box (the mean over boxes) key
+/// tiles that it sees and those that all of it sees.
+struct Counts {
+  double hull = 0, seen = 0, whole = 0;
+  Counts& operator+=(const Counts& c) {
+    hull += c.hull;
+    seen += c.seen;
+    whole += c.whole;
+    return *this;
+  }
+};
+
+Counts operator*(const Counts& a, const Counts& b) { return {a.hull * b.hull, a.seen * b.seen, a.whole * b.whole}; }
+Counts operator*(double n, const Counts& a) { return {n * a.hull, n * a.seen, n * a.whole}; }
+
+Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_kv) {
+  Counts n;
+  const int extent = tile_q / parts;
+  for (int q = 0; q < axis.queries; q += tile_q) {
+    const geometry::Span tile = {q, geometry::lo(q + tile_q, axis.queries)};
+    const geometry::Span keys = geometry::hull(axis, tile);
+    if (keys.empty()) continue;
+    n.hull += geometry::ceil_div(keys.size(), tile_kv);
+    for (int part = tile.begin; part < tile.end; part += extent) {
+      const geometry::Span box = {part, geometry::lo(part + extent, tile.end)};
+      const geometry::Span seen = geometry::hull(axis, box), whole = geometry::core(axis, box);
+      if (seen.empty()) continue;
+      n.seen += 1.0 / parts * ((seen.end - 1 - keys.begin) / tile_kv - (seen.begin - keys.begin) / tile_kv + 1);
+      const int first = geometry::ceil_div(geometry::hi(whole.begin - keys.begin, 0), tile_kv);
+      const int past = geometry::hi(whole.end - keys.begin, 0) / tile_kv;
+      n.whole += 1.0 / parts * geometry::hi(past - first, 0);
+    }
+  }
+  return n;
+}
+
+class BoxSearch {
+ public:
+  explicit BoxSearch(const Plan& plan) : plan_(plan), p_(plan.problem) {
+    if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
+      for (int i = 0; i < p_.rank(); ++i) {
+        dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
+      }
+    }
+  }
+
+  GpuKernelPlan run() {
+    const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
+    int narrowest = 0;  // shapes for wider head dims would also do, but waste
+    for (const BoxShape& shape : kShapes) {
+      if (width > shape.head_dim || (narrowest != 0 && shape.head_dim != narrowest)) continue;
+      narrowest = shape.head_dim;
+      for (const Extent& box : boxes_of(p_.rank(), kRows)) {
+        for (int axis = 3 - p_.rank(); axis < 3; ++axis) consider(shape, box, axis);
+      }
+    }
+    return best_;
+  }
+
+ private:
+  [[nodiscard]] bool loadable(const Extent& box) const {
+    for (std::size_t a = 0; a < 3; ++a) {
+      if ((box[a] - 1) * dilation_[a] + 1 > kMostSpan) return false;
+    }
+    return true;
+  }
+
+  void consider(const BoxShape& shape, const Extent& box, int axis) {
+    if (!loadable(box)) return;
+    GpuKernelPlan k;
+    k.family = GpuKernels::warpgroups;
+    k.warps = 4 * shape.warpgroups;
+    k.row_blocks = 1;
+    k.stages = shape.stages;
+    k.blocks_per_multiprocessor = 1;
+    k.stack_axis = axis;
+    k.ping_pong = shape.ping_pong;
+    k.tile.rows = kRows * shape.warpgroups;
+    k.tile.extent = box;
+    k.tile.extent.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
+    for (int keys = shape.most_keys; keys >= shape.least_keys; keys -= 16) {
+      for (const Extent& kv : boxes_of(p_.rank(), keys)) {
+        if (!loadable(kv)) continue;
+        k.kv_tile = kv;
+        consider(shape, k);
+      }
+    }
+  }
+
+  void consider(const BoxShape& shape, GpuKernelPlan& k) {
+    const int keys = k.kv_tile[0] * k.kv_tile[1] * k.kv_tile[2];
+    const Counts n = total(k, shape.warpgroups);
+    const double heads = static_cast<double>(p_.heads), blocks = tiles(k.tile.extent) * heads;
+    const double more = std::ceil(static_cast<double>(p_.additional_tokens) / keys);
+    const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
+    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors, 1);
+    const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
+    const double cost = shape.warpgroups * shape.slowness * idle *
+                        ((seen + (kMasked - 1) * masked) * (keys + kTileKeys) + (n.hull - n.seen) * heads * kSkipKeys +
+                         blocks * kQueryTileKeys);
+    if (cost >= least_) return;
+    Spec spec;
+    spec.kernel = Kernel::sm90_forward;
+    spec.rank = p_.rank();
+    spec.head_dim = static_cast<int>(p_.head_dim);
+    spec.head_dim_v = static_cast<int>(p_.head_dim_v);
+    set_tiles(spec, k);
+    k.shared_bytes = shared_bytes(spec);
+    if (k.shared_bytes > plan_.gpu.device.shared_bytes_per_block) return;
+    least_ = cost;
+    k.blocks = static_cast<std::int64_t>(blocks);
+    k.work = {plan_.mask_pairs, seen * keys * k.tile.rows};
+    best_ = k;
+  }
+
+  Counts total(const GpuKernelPlan& k, int warpgroups) {
+    Counts sum;
+    for (std::size_t f = 0; f < families_.size(); ++f) {
+      Counts product{families_[f].cells, families_[f].cells, families_[f].cells};
+      for (std::size_t a = 0; a < 3; ++a) {
+        const int parts = static_cast<int>(a) == k.stack_axis ? warpgroups : 1;
+        product = product * on_axis(f, a, k.tile.extent[a], parts, k.kv_tile[a]);
+      }
+      sum += product;
+    }
+    return sum;
+  }
+
+  const Counts& on_axis(std::size_t f, std::size_t a, int tile_q, int parts, int tile_kv) {
+    const auto [place, added] = known_.try_emplace({f, a, tile_q, parts, tile_kv});
+    if (added) {
+      for (const auto& c : families_[f].axes[a]) {
+        place->second += c.count * count_tiles(c.axis, tile_q, parts, tile_kv);
+      }
+    }
+    return place->second;
+  }
+
+  double tiles(const Extent& q) const {
+    double n = 0;
+    for (const Family& family : families_) {
+      n += family.sum([&](int a, const geometry::Axis& axis) {
+        return static_cast<double>(geometry::ceil_div(axis.queries, q.at(static_cast<std::size_t>(a))));
+      });
+    }
+    return n;
+  }
+
+  const Plan& plan_;
+  const Problem& p_;
+  std::vector<Family> families_ = families(p_);
+  Extent dilation_{1, 1, 1};
+  std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
+  GpuKernelPlan best_;
+  double least_ = std::numeric_limits<double>::infinity();
+};
+
+std::string refuse(const char* name, std::int64_t got, const std::string& allowed) {
+  return std::string("engine sm90 takes ") + name + " " + allowed + ", it is " + std::to_string(got);
+}
+
+}  // namespace
+
+std::string supports_boxes(const Problem& p) {
+  if (p.dtype != DType::bfloat16 && p.dtype != DType::float16) {
+    return "engine sm90 computes bfloat16 and float16, dtype is " + std::string(dtype_name(p.dtype));
+  }
+  // Boxes on three axes leave the copy engine no axis for heads, and features of the next head follow.
+  const int unit = p.rank() == 3 ? 2 * kUnit : kUnit;
+  const std::string allowed = "in multiples of " + std::to_string(unit) + " up to " + std::to_string(kMostHeadDim);
+  if (p.head_dim % unit != 0 || p.head_dim > kMostHeadDim) return refuse("head_dim", p.head_dim, allowed);
+  if (p.head_dim_v % kUnit != 0 || p.head_dim_v > kMostHeadDim) {
+    return refuse("head_dim_v", p.head_dim_v,
+                  "in multiples of " + std::to_string(kUnit) + " up to " + std::to_string(kMostHeadDim));
+  }
+  if (p.rpb || p.attn_bias) return "engine sm90 takes no rpb and no attn_bias";
+  if (!(p.effective_scale() > 0)) return "engine sm90 takes scale > 0";
+  if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
+    for (int i = 0; i < p.rank(); ++i) {
+      if (mask->dilation[i] > kMostDilation) {
+        return refuse("dilation", mask->dilation[i], "up to " + std::to_string(kMostDilation));
+      }
+    }
+  } else if (const auto& dense = std::get<Dense>(p.mask); dense.packed() || dense.padded()) {
+    return "engine sm90 takes no packed sequences and no key_lengths";
+  }
+  return "";
+}
+
+GpuKernelPlan plan_boxes(const Plan& plan) { return BoxSearch(plan).run(); }
+
+}  // namespace vicus::gpu

@@ -1,0 +1,190 @@
+// Engine sm90 without a GPU: what it takes, how its tiles are counted, what its calls do to the driver.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "core/domain.h"
+#include "device_tensor.h"
+#include "fake_cuda.h"
+#include "gpu/sm90_args.h"
+#include "vicus/geometry.h"
+#include "vicus/vicus.hpp"
+
+namespace vicus {
+namespace {
+
+using vicus::testing::fake_cuda;
+using vicus::testing::Tensor;
+
+constexpr GpuTarget kH100 = {9, 0, 132, 232448};
+
+Problem problem_of(AxisValues layout, const Neighborhood& mask, std::int64_t head_dim = 64) {
+  Problem p;
+  p.dtype = DType::bfloat16;
+  p.batch = 2;
+  p.layout = layout;
+  p.heads = p.heads_kv = 2;
+  p.head_dim = p.head_dim_v = head_dim;
+  p.mask = mask;
+  return p;
+}
+
+Problem dense_problem(std::int64_t queries, std::int64_t keys, Dense mask = {}) {
+  Problem p = problem_of({queries}, {}, 128);
+  mask.keys = keys;
+  p.mask = mask;
+  return p;
+}
+
+// Pairs of all (query, key) tiles in which a warpgroup's box sees something, one tile after the other.
+double counted(const Plan& plan) {
+  using geometry::ceil_div, geometry::lo, geometry::Span;
+  const GpuKernelPlan& k = plan.gpu.forward;
+  const int warpgroups = k.tile.rows / 64;
+  double pairs = 0;
+  const Domain domain(plan.problem);
+  for (std::int64_t i = 0; i < domain.size(); ++i) {
+    const geometry::Grid grid = domain.cell(i).grid;
+    std::array<int, 3> at{};
+    const auto tile_of = [&](int a) {
+      const auto n = static_cast<std::size_t>(a);
+      return geometry::tile_span(at[n], k.tile.extent[n], grid.axis[a].queries);
+    };
+    const auto visit = [&] {
+      for (int w = 0; w < warpgroups; ++w) {
+        double seen = 1;
+        for (int a = 0; a < 3; ++a) {
+          const auto n = static_cast<std::size_t>(a);
+          const Span tile = tile_of(a), keys = geometry::hull(grid.axis[a], tile);
+          const int extent = k.tile.extent[n] / (a == k.stack_axis ? warpgroups : 1);
+          const int begin = tile.begin + (a == k.stack_axis ? w * extent : 0);
+          const Span box = {lo(begin, tile.end), lo(begin + extent, tile.end)};
+          int tiles = 0;
+          for (int key = keys.begin; key < keys.end; key += k.kv_tile[n]) {
+            tiles += geometry::classify(grid.axis[a], box, {key, key + k.kv_tile[n]}) != geometry::TileClass::empty;
+          }
+          seen *= tiles;
+        }
+        pairs += seen * 64 * k.kv_tile[0] * k.kv_tile[1] * k.kv_tile[2];
+      }
+    };
+    const auto tiles = [&](int a) {
+      return ceil_div(grid.axis[a].queries, k.tile.extent[static_cast<std::size_t>(a)]);
+    };
+    for (at[0] = 0; at[0] < tiles(0); ++at[0]) {
+      for (at[1] = 0; at[1] < tiles(1); ++at[1]) {
+        for (at[2] = 0; at[2] < tiles(2); ++at[2]) visit();
+      }
+    }
+  }
+  return pairs * static_cast<double>(plan.problem.heads);
+}
+
+TEST(Boxes, WorkIsCountedExactly) {
+  const Problem problems[] = {
+      problem_of({1000}, {.kernel_size = 100}),
+      problem_of({1000}, {.kernel_size = 77, .stride = 5, .dilation = 3, .is_causal = 1}, 128),
+      problem_of({56, 56}, {.kernel_size = 7}),
+      problem_of({61, 45}, {.kernel_size = {20, 31}, .stride = {4, 1}, .dilation = {2, 1}, .is_causal = {0, 1}}, 256),
+      problem_of({9, 17, 30}, {.kernel_size = {3, 8, 5}, .dilation = {1, 2, 1}}, 96),
+      dense_problem(1000, 700),
+      dense_problem(333, 1000, {.causal = Causal::bottom_right}),
+      dense_problem(1000, 333, {.causal = Causal::bottom_right}),
+      dense_problem(1000, 1000, {.window_left = 50, .window_right = 3}),
+  };
+  for (const Problem& p : problems) {
+    const Plan plan = choose_plan(p, {.engine = Engine::sm90, .gpu = kH100});
+    ASSERT_EQ(plan.gpu.forward.family, GpuKernels::warpgroups);
+    EXPECT_DOUBLE_EQ(plan.gpu.forward.work.tile_pairs, counted(plan)) << describe(plan);
+    EXPECT_GE(plan.gpu.forward.work.ratio(), 1);
+  }
+}
+
+TEST(Boxes, WhatTheEngineTakes) {
+  const auto refused = [](const Problem& p, const std::string& part) {
+    const std::string why = supports(p, Engine::sm90);
+    EXPECT_NE(why.find(part), std::string::npos) << why;
+    EXPECT_THROW((void)choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}), Unsupported);
+    EXPECT_EQ(choose_plan(p, {.gpu = kH100}).engine, Engine::sm80) << "whatever sm90 refuses";
+  };
+  Problem p = problem_of({64, 64}, {.kernel_size = 15});
+  EXPECT_EQ(supports(p, Engine::sm90), "");
+  EXPECT_EQ(choose_plan(p, {.gpu = kH100}).engine, Engine::sm90);
+  EXPECT_EQ(choose_plan(p, {.engine = Engine::sm80, .gpu = kH100}).engine, Engine::sm80);
+  EXPECT_EQ(choose_plan(p, {.gpu = {10, 0, 148, 232448}}).engine, Engine::sm80);
+  EXPECT_THROW((void)choose_plan(p, {.engine = Engine::sm90, .gpu = {8, 0, 108, 166912}}), Unsupported);
+  p.head_dim = 63;
+  refused(p, "head_dim in multiples of 8 up to 256, it is 63");
+  p.head_dim = 264;
+  refused(p, "it is 264");
+  p.head_dim = 40;
+  p.head_dim_v = 20;
+  refused(p, "head_dim_v in multiples of 8");
+  p.head_dim_v = 40;
+  EXPECT_EQ(supports(p, Engine::sm90), "");
+  p.dtype = DType::float32;
+  refused(p, "dtype is float32");
+  p.dtype = DType::float16;
+  p.rpb = true;
+  refused(p, "no rpb");
+  p.rpb = false;
+  p.scale = -1;
+  refused(p, "scale > 0");
+  p.scale = {};
+  p.mask = Neighborhood{.kernel_size = 2, .dilation = {1, 9}};
+  refused(p, "dilation up to 8, it is 9");
+  Problem deep = problem_of({8, 16, 16}, {.kernel_size = 5}, 40);
+  refused(deep, "multiples of 16");
+  EXPECT_EQ(choose_plan(dense_problem(1, 5000), {.gpu = kH100}).engine, Engine::sm90);
+  Problem grouped = dense_problem(1, 5000);
+  grouped.heads = 64;
+  EXPECT_EQ(choose_plan(grouped, {.gpu = kH100}).engine, Engine::sm80) << "whose tiles take several heads";
+}
+
+TEST(Boxes, CallsGoToTheOtherKernelWhereBoxesCannotBeAddressed) {
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_forward"] = sizeof(gpu::Sm90Args);
+    fake.events.clear();
+  }
+  Problem problem = problem_of({40, 50}, {.kernel_size = 9}, 32);
+  problem.additional_tokens = 3;
+  const Plan plan = choose_plan(problem, {.gpu = kH100});
+  const Problem& p = plan.problem;
+  ASSERT_EQ(plan.engine, Engine::sm90);
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor shifted(p.dtype, p.key_shape(), 1), output(p.dtype, p.output_shape());
+  const Tensor more_keys(p.dtype, p.additional_keys_shape()), more_values(p.dtype, p.additional_values_shape());
+  int stream = 0;
+  const auto launched = [&](AttentionInputs in) {
+    in.additional_keys = more_keys.view;
+    in.additional_values = more_values.view;
+    {
+      const std::lock_guard lock(fake.mutex);
+      fake.events.clear();
+    }
+    forward(plan, in, output.view, {}, &stream);
+    const std::lock_guard lock(fake.mutex);
+    return fake.events;
+  };
+  const std::string threads = std::to_string(plan.gpu.forward.warps * 32 + 128);
+  std::vector<std::string> seen = launched({.query = query.view, .key = key.view, .value = value.view});
+  ASSERT_EQ(std::count(seen.begin(), seen.end(), "map"), 5);
+  EXPECT_EQ(seen.back(), "launch sm90_forward " + threads);
+  seen = launched({.query = query.view, .key = shifted.view, .value = value.view});
+  EXPECT_TRUE(seen.back().starts_with("launch forward ")) << seen.back();
+  // One batch entry for all: the copy engine has no stride of zero.
+  std::vector<std::int64_t> strides(static_cast<std::size_t>(key.view.dims()));
+  for (int i = 0; i < key.view.dims(); ++i) strides[static_cast<std::size_t>(i)] = i == 0 ? 0 : key.view.stride(i);
+  const std::vector<std::int64_t> shape = p.key_shape();
+  const ConstTensorView shared(key.view.data(), p.dtype, TensorLayout(std::span(shape), std::span(strides)));
+  seen = launched({.query = query.view, .key = shared, .value = value.view});
+  EXPECT_TRUE(seen.back().starts_with("launch forward ")) << seen.back();
+}
+
+}  // namespace
+}  // namespace vicus
