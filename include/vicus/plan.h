@@ -128,7 +128,7 @@ enum class GpuKernels : std::uint8_t {
 struct GpuKernelPlan {
   GpuKernels family = GpuKernels::tensor_cores;
   QueryTile tile;
-  std::array<int, 3> kv_tile{};   ///< keys per axis that are loaded together
+  std::array<int, 3> kv_tile{};  ///< keys per axis that are loaded together
   /// Small windows: the box of queries that a warp owns, and the box of keys that it meets of each tile. Zeros: warps share
   /// the tile's rows in their order and meet all its keys.
   std::array<int, 3> warp_tile{}, warp_keys{};
