@@ -102,10 +102,21 @@ def test_calls_that_are_asked_for(place, tmp_path, options, kernels):
     machine = place | {"VICUS_CUDA_DRIVER": FAKE_CUDA}  # one kind of GPU of each architecture
     report = report_of(*LAYER, "-o", tmp_path / "kernels", *options, environment=machine)
     full = [name if name == "forward.cu" else f"backward_{name}.cu" for name in kernels]
-    aligned = full.count("forward.cu") // (2 if "both" in options else 1)
-    pairs = ["sm90_forward.cu", "forward.cu"] * aligned  # the second for tensors that the copy engine cannot address
-    for arch, expected in (("sm_80", full), ("sm_90", pairs + full[aligned:])):
-        assert [kernel["kernel"] for kernel in report["kernels"] if kernel["arch"] == arch] == expected
+    for arch in ("sm_80", "sm_90"):
+        assert [kernel["kernel"] for kernel in report["kernels"] if kernel["arch"] == arch] == full
+
+
+@pytest.mark.parametrize(
+    ("rows", "kernels"),
+    # The second is for aligned tensors that the copy engine cannot address.
+    [("aligned", {"sm90_forward.cu", "forward.cu"}), ("unaligned", {"forward.cu"})],
+)
+def test_forward_kernels_of_the_faster_engine(place, tmp_path, rows, kernels):
+    wide = ["--layout", "64", "64", "--heads", "4", "--kernel-size", "33", "--dtype", "bfloat16"]
+    calls = ["--forward", "plain", "--backward", "none", "--rows", rows]
+    report = report_of(*wide, "-o", tmp_path / "kernels", *calls, "--arch", "sm_80,sm_90", environment=place)
+    for arch, expected in (("sm_80", {"forward.cu"}), ("sm_90", kernels)):
+        assert {kernel["kernel"] for kernel in report["kernels"] if kernel["arch"] == arch} == expected
 
 
 def test_architectures_by_default(place, tmp_path):
