@@ -11,25 +11,13 @@ constexpr int kDeltaThreads = 256;
 
 extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_constant__ BackwardArgs args) {
   const int lane = threadIdx.x % kLanes;
-  const long long row = static_cast<long long>(blockIdx.x) * (kDeltaThreads / kLanes) + threadIdx.x / kLanes;
-  long long rest = row;
-  const int head = static_cast<int>(rest % args.heads);
-  rest /= args.heads;
-  int token[3];
-  for (int a = 2; a >= 0; --a) {
-    token[a] = static_cast<int>(rest % args.len[a]);
-    rest /= args.len[a];
-  }
-  const bool exists = rest < args.batch;
-  const auto offset = [&](const Rows& t) {
-    long long at = rest * t.batch + head * t.head;
-    for (int a = 0; a < 3; ++a) at += token[a] * t.token[a];
-    return at;
-  };
+  const RowIndex row = row_index(
+      args, static_cast<long long>(blockIdx.x) * (kDeltaThreads / kLanes) + static_cast<int>(threadIdx.x) / kLanes);
+  const bool exists = row.batch < args.batch;
   float sum = 0;
   if (exists) {
-    const u16* output = static_cast<const u16*>(args.output.data) + offset(args.output);
-    const u16* grad = static_cast<const u16*>(args.grad_output.data) + offset(args.grad_output);
+    const u16* output = static_cast<const u16*>(args.output.data) + row.of(args.output);
+    const u16* grad = static_cast<const u16*>(args.grad_output.data) + row.of(args.grad_output);
     if constexpr (kVectors) {
       for (int f = 8 * lane; f < kHeadDimV; f += 8 * kLanes) {
         const uint4 x = *reinterpret_cast<const uint4*>(output + f), y = *reinterpret_cast<const uint4*>(grad + f);
@@ -45,11 +33,11 @@ extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_c
   }
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (!exists || lane != 0) return;
-  const float lse = static_cast<const float*>(args.logsumexp.data)[offset(args.logsumexp)];
+  const float lse = static_cast<const float*>(args.logsumexp.data)[row.of(args.logsumexp)];
   if (args.grad_logsumexp.data != nullptr) {
-    sum -= static_cast<const float*>(args.grad_logsumexp.data)[offset(args.grad_logsumexp)];
+    sum -= static_cast<const float*>(args.grad_logsumexp.data)[row.of(args.grad_logsumexp)];
   }
-  float* statistics = static_cast<float*>(args.statistics.data) + offset(args.statistics);
+  float* statistics = static_cast<float*>(args.statistics.data) + row.of(args.statistics);
   statistics[0] = lse == -1.0f / 0.0f ? 1.0f / 0.0f : lse * 1.44269504088896341f;
   statistics[1] = sum;
 }

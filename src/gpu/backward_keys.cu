@@ -56,10 +56,7 @@ __device__ __forceinline__ bool key_row(const KeyTile& keys, const int (&limit)[
 __device__ __forceinline__ void load_queries(const BackwardArgs& args, const QueryWalk& walk, const KeyTile& keys,
                                              Smem& smem, int stage) {
   const Cell& cell = walk.cell;
-  load_query_rows<kQueryRows, kHeadDim, kQStride, kThreads>(args.query, place(args.query, cell, cell.first_query),
-                                                            walk.tile, smem.query[stage]);
-  load_query_rows<kQueryRows, kHeadDimV, kVStride, kThreads>(
-      args.grad_output, place(args.grad_output, cell, cell.first_query), walk.tile, smem.grad_output[stage]);
+  load_query_tile<kQueryRows>(args, walk, smem.query[stage], smem.grad_output[stage]);
   const Placed statistics = place(args.statistics, cell, cell.first_query);
   for (int row = threadIdx.x; row < kQueryRows; row += kThreads) {
     const Position p = row_position(walk.tile, row);

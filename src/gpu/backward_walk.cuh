@@ -77,6 +77,33 @@ struct QueryWalk {
   }
 };
 
+// Rows of the tile's queries and of their gradients of the output, `kCount` of them.
+template <int kCount>
+__device__ __forceinline__ void load_query_tile(const BackwardArgs& args, const QueryWalk& walk, u16* queries,
+                                                u16* grads) {
+  const Cell& cell = walk.cell;
+  const Placed query = place(args.query, cell, cell.first_query);
+  const Placed grad_output = place(args.grad_output, cell, cell.first_query);
+  if constexpr (kTileHeads == 1 && kCount == kPositions) {
+    const Box& box = walk.tile.box;
+    const Position origin = {{box.axis[0].begin, box.axis[1].begin, box.axis[2].begin}};
+    const int limit[3] = {box.axis[0].end, box.axis[1].end, box.axis[2].end};
+    const Load of_queries = {args.query, query, queries};
+    const Load of_grads = {args.grad_output, grad_output, grads};
+    constexpr int kExtent1 = kTileQ[1], kExtent2 = kTileQ[2];
+    if constexpr (kHeadDim == kHeadDimV) {
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({of_queries, of_grads}, walk.tile.head, origin,
+                                                                                limit);
+    } else {
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({of_queries}, walk.tile.head, origin, limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDimV, kVStride, kThreads, 1>({of_grads}, walk.tile.head, origin, limit);
+    }
+  } else {
+    load_query_rows<kCount, kHeadDim, kQStride, kThreads>(args.query, query, walk.tile, queries);
+    load_query_rows<kCount, kHeadDimV, kVStride, kThreads>(args.grad_output, grad_output, walk.tile, grads);
+  }
+}
+
 // Keys of the tile that a query sees; `kWords` cover all rows of the block.
 template <int kWords>
 __device__ __forceinline__ void mask_keys(const BackwardArgs& args, const QueryWalk& walk, const KeyTile& keys, int row,

@@ -169,7 +169,7 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
       args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
       return args.work.tiles[2] * p.heads_kv * p.batch;
     case Kernel::convert:
-      return blocks_for(rows * padded(p.head_dim) / 2, s.threads());
+      return blocks_for(rows * padded(p.head_dim) / 4, s.threads());
     case Kernel::bias:
       return grad_bias.numel();
     default:
@@ -236,15 +236,13 @@ void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   args.sequences = static_cast<int>(sequences_of(p));
   constexpr std::int64_t kStatistics = 2;
   Scratch scratch(g.backward_scratch_bytes, call.stream);
-  args.statistics = scratch_rows(p, scratch.data(), kStatistics);
-  if (g.add_queries) {
-    const std::int64_t rows = p.batch * p.queries() * p.heads;
-    constexpr std::int64_t kVector = 4;  // sums are added by four; statistics come after them, whatever their number
-    static_assert(padded(1) % kVector == 0);
-    args.query_sums = scratch_rows(p, scratch.data(), padded(p.head_dim));
-    args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * padded(p.head_dim), kStatistics);
+  // Sums first: they are added to and read 16 bytes at a time.
+  const std::int64_t width = g.add_queries ? padded(p.head_dim) : 0, rows = p.batch * p.queries() * p.heads;
+  if (width > 0) {
+    args.query_sums = scratch_rows(p, scratch.data(), width);
     scratch.clear(g.backward_scratch_bytes);
   }
+  args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * width, kStatistics);
   launch_all(kernels, call, args, args);
 }
 

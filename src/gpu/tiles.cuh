@@ -170,6 +170,34 @@ __device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const
   return inside;
 }
 
+// Where row `index` of a tensor [B, *X, H, ...] is, whatever the order in memory.
+struct RowIndex {
+  long long batch;
+  int head, token[3];
+  __device__ __forceinline__ long long of(const Rows& t) const {
+    long long at = batch * t.batch + head * t.head;
+    for (int a = kFirstAxis; a < 3; ++a) at += token[a] * t.token[a];
+    return at;
+  }
+};
+template <class Int>
+__device__ __forceinline__ RowIndex row_index_of(const ForwardArgs& args, Int index) {
+  RowIndex row;
+  row.head = static_cast<int>(index % static_cast<Int>(args.heads));
+  index /= static_cast<Int>(args.heads);
+  for (int a = 2; a >= kFirstAxis; --a) {
+    row.token[a] = static_cast<int>(index % static_cast<Int>(args.len[a]));
+    index /= static_cast<Int>(args.len[a]);
+  }
+  row.batch = static_cast<long long>(index);
+  return row;
+}
+__device__ __forceinline__ RowIndex row_index(const ForwardArgs& args, long long index) {
+  // Divisions of 64 bits take a hundred instructions each.
+  if (index >> 32 == 0) return row_index_of(args, static_cast<u32>(index));
+  return row_index_of(args, static_cast<u64>(index));
+}
+
 // Key `c` of a box of kExtent1 by kExtent2 keys a plane that starts at `origin`.
 template <int kExtent1, int kExtent2>
 __device__ __forceinline__ Position box_position(const Position& origin, int c) {
