@@ -92,10 +92,11 @@ __device__ __forceinline__ void load_query_tile(const BackwardArgs& args, const 
     const Load of_grads = {args.grad_output, grad_output, grads};
     constexpr int kExtent1 = kTileQ[1], kExtent2 = kTileQ[2];
     if constexpr (kHeadDim == kHeadDimV) {
-      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({of_queries, of_grads}, walk.tile.head, origin,
-                                                                                limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({of_queries, of_grads}, walk.tile.head,
+                                                                            origin, limit);
     } else {
-      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({of_queries}, walk.tile.head, origin, limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({of_queries}, walk.tile.head, origin,
+                                                                            limit);
       load_box<kCount, kExtent1, kExtent2, kHeadDimV, kVStride, kThreads, 1>({of_grads}, walk.tile.head, origin, limit);
     }
   } else {

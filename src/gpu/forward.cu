@@ -15,18 +15,12 @@
 // kBiasKind.
 #include "bias.cuh"
 #include "careful.cuh"
-#include "keys.cuh"
+#include "meeting.cuh"
 
 namespace vicus::gpu {
 
-constexpr int kWarpRows = 16 * kRowBlocks;
-constexpr int kRows = kWarps * kWarpRows;
-constexpr int kKeyBlocks = (kMet + 15) / 16 * 2;
-constexpr bool kGathers = kMet < kKeys || kKeys % 16 != 0;
 constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
 constexpr float kNothing = -1.0f / 0.0f;
-
-static_assert(kRows >= kTileHeads * kPositions && !(kGathers && kAdditional) && kMet <= 128);
 
 // What all threads of a block share about it. One thread works it out; the others read what they need when they need it,
 // which takes fewer instructions and fewer registers.
@@ -45,82 +39,11 @@ struct Smem {
   };
   u16 key[kStages][kKeys * kQStride];
   u16 value[kStages][kKeys * kVStride];
-  Span seen[kRows][3];  // keys of each row, per axis
-  Box warp_hull[kWarps], warp_core[kWarps];
+  Windows windows;
   KeyWalk walk[kStages];  // where the key tile of a stage is
   Shared shared;
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
-
-// What the rows of this warp see: of each row, of any (hull), of all (core).
-__device__ __forceinline__ void note_windows(Smem& smem) {
-  const Cell& cell = smem.shared.all.cell;
-  const QueryTile& tile = smem.shared.all.tile;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Box hull, core;
-  for (int a = 0; a < 3; ++a) {
-    hull.axis[a] = {geometry::kMaxLen, 0};
-    core.axis[a] = {0, geometry::kMaxLen};
-  }
-  for (int r = lane; r < kWarpRows; r += 32) {
-    const int row = warp * kWarpRows + r;
-    const Position p = row_position(tile, row);
-    const bool exists = row_exists(tile, row, p);
-    for (int a = kFirstAxis; a < 3; ++a) {
-      const Span seen = exists ? geometry::window(cell.grid.axis[a], p.at[a]) : Span{0, 0};
-      smem.seen[row][a] = seen;
-      if (!exists) continue;
-      hull.axis[a] = {geometry::lo(hull.axis[a].begin, seen.begin), geometry::hi(hull.axis[a].end, seen.end)};
-      core.axis[a] = {geometry::hi(core.axis[a].begin, seen.begin), geometry::lo(core.axis[a].end, seen.end)};
-    }
-  }
-  for (int a = kFirstAxis; a < 3; ++a) {
-    hull.axis[a] = {__reduce_min_sync(~0u, hull.axis[a].begin), __reduce_max_sync(~0u, hull.axis[a].end)};
-    core.axis[a] = {__reduce_max_sync(~0u, core.axis[a].begin), __reduce_min_sync(~0u, core.axis[a].end)};
-    if (lane == 0) {
-      smem.warp_hull[warp].axis[a] = hull.axis[a];
-      smem.warp_core[warp].axis[a] = core.axis[a];
-    }
-  }
-}
-
-__device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, const Position& met,
-                                          int additional) {
-  if (kAdditional && walk.additional) {
-    return walk.origin.at[2] + kKeys <= additional ? TileUse::whole : TileUse::masked;
-  }
-  bool seen = true, whole = kMet % 16 == 0;
-  for (int a = kFirstAxis; a < 3; ++a) {
-    seen = seen && !geometry::intersect(hull.axis[a], {walk.origin.at[a], walk.origin.at[a] + kTileKv[a]}).empty();
-    whole = whole && core.axis[a].contains({met.at[a], met.at[a] + kWarpKv[a]});
-  }
-  return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
-}
-
-// Where the part of the tile starts that a warp meets: the planner made it large enough for what is in both.
-__device__ __forceinline__ Position met_origin(const Box& hull, const Position& tile) {
-  if constexpr (!kGathers) return tile;
-  Position met = tile;
-  for (int a = kFirstAxis; a < 3; ++a) {
-    met.at[a] += geometry::lo(geometry::hi(hull.axis[a].begin - tile.at[a], 0), kTileKv[a] - kWarpKv[a]);
-  }
-  return met;
-}
-
-// The rows of a key tile that a lane addresses, of the part that starts at key row `first`: the 16 keys from 16 n on, of
-// them number `of_lane`.
-struct MetRows {
-  int first;
-  __device__ __forceinline__ int row(int n, int of_lane) const {
-    if constexpr (!kGathers) return 16 * n + of_lane;
-    const int c = geometry::lo(16 * n + of_lane, kMet - 1);  // masked beyond
-    const Position p = met_position({{0, 0, 0}}, c);
-    return first + (p.at[0] * kTileKv[1] + p.at[1]) * kTileKv[2] + p.at[2];
-  }
-};
-__device__ __forceinline__ MetRows met_rows(const Position& met, const Position& tile) {
-  return {((met.at[0] - tile.at[0]) * kTileKv[1] + met.at[1] - tile.at[1]) * kTileKv[2] + met.at[2] - tile.at[2]};
-}
 
 // Accumulators of a warp: block m holds rows 16 m + lane / 4 (registers 0, 1) and 8 more (2, 3), columns 8 n + 2 (lane % 4)
 // and the next.
@@ -142,7 +65,7 @@ __device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, 
   const u32 a = smem_address(query) + 2 * ((warp * kWarpRows + lane % 16) * kQStride + lane / 16 * 8);
   const u32 b = smem_address(key) + 2 * (lane / 8 % 2 * 8);
   const int of_lane = lane % 8 + lane / 16 * 8;
-  const auto visit = [&](const u32 (&q)[kRowBlocks][4], u32 row, int n, int d) {
+  const auto visit = [&](const u32(&q)[kRowBlocks][4], u32 row, int n, int d) {
     u32 k[4];
     ldmatrix_x4(k, row + 2 * d);
 #pragma unroll
@@ -151,7 +74,7 @@ __device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, 
       Half::mma(scores.at[m][n + 1], q[m], k[2], k[3]);
     }
   };
-  const auto load = [&](u32 (&q)[kRowBlocks][4], int d) {
+  const auto load = [&](u32(&q)[kRowBlocks][4], int d) {
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) ldmatrix_x4(q[m], a + 2 * (16 * m * kQStride + d));
   };
@@ -177,8 +100,8 @@ __device__ __forceinline__ void multiply_keys(const u16* query, const u16* key, 
 }
 
 // out[row][f] += weight[row][key] * value[key][f]
-__device__ __forceinline__ void multiply_values(const u16* value, const MetRows& rows,
-                                                const Sums<kKeyBlocks>& weights, Sums<kDv / 8>& out) {
+__device__ __forceinline__ void multiply_values(const u16* value, const MetRows& rows, const Sums<kKeyBlocks>& weights,
+                                                Sums<kDv / 8>& out) {
   const int lane = threadIdx.x % 32;
   const u32 b = smem_address(value) + 2 * (lane / 16 * 8);
 #pragma unroll
@@ -204,60 +127,6 @@ __device__ __forceinline__ void multiply_values(const u16* value, const MetRows&
       }
     }
   }
-}
-
-// Of each row of a lane's accumulators, two bits for every block of 8 keys: whether its keys are seen.
-struct SeenBits {
-  u32 at[kRowBlocks][2];
-};
-
-// Bits 8 n and 8 n + 1 of a word, n < 8, side by side.
-__device__ __forceinline__ u32 pairs_of_bytes(u64 word) {
-  word &= 0x0303030303030303ull;
-  word = (word | word >> 6) & 0x000f000f000f000full;
-  word = (word | word >> 12) & 0x000000ff000000ffull;
-  return static_cast<u32>(word | word >> 24) & 0xffff;
-}
-
-// Where a warp meets a tile of keys.
-struct Meeting {
-  TileUse use;
-  Position origin;  // of the part that it meets
-  MetRows rows;
-  SeenBits seen;
-  bool additional;
-};
-
-__device__ __forceinline__ Meeting meet(const ForwardArgs& args, const Smem& smem, const KeyWalk& walk) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  Meeting m;
-  m.origin = met_origin(smem.warp_hull[warp], walk.origin);
-  m.use = use_of(smem.warp_hull[warp], smem.warp_core[warp], walk, m.origin, args.additional);
-  m.rows = met_rows(m.origin, walk.origin);
-  m.additional = kAdditional && walk.additional;
-  if (m.use == TileUse::skip || (!kPreScale && m.use == TileUse::whole)) return m;
-#pragma unroll
-  for (int block = 0; block < kRowBlocks; ++block) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      KeyMask mask;
-      if (m.additional) {
-        for (int w = 0; w < kMaskWords; ++w) {
-          mask.word[w] = bits_between(0, args.additional - walk.origin.at[2] - 64 * w);
-        }
-      } else {
-        Span seen[3];
-        for (int a = kFirstAxis; a < 3; ++a) {
-          seen[a] = smem.seen[warp * kWarpRows + 16 * block + 8 * half + lane / 4][a];
-        }
-        mask = key_mask(seen, m.origin);
-      }
-      u32& bits = m.seen.at[block][half];
-      bits = 0;
-      for (int w = 0; w < kMaskWords; ++w) bits |= pairs_of_bytes(mask.word[w] >> (2 * (lane % 4))) << (16 * w);
-    }
-  }
-  return m;
 }
 
 // Hides what the rows do not see. With kPreScale, scores become scores * scale + bias, in powers of two.
@@ -350,8 +219,8 @@ static __device__ __noinline__ void careful_row(const ForwardArgs& args, int tur
 }
 
 // The rows of a tile of this warp: sums to the output.
-__device__ __forceinline__ void finish(const ForwardArgs& args, const QueryTile& tile, int turn,
-                                       const Softmax& softmax, const Sums<kDv / 8>& out, Smem& smem) {
+__device__ __forceinline__ void finish(const ForwardArgs& args, const QueryTile& tile, int turn, const Softmax& softmax,
+                                       const Sums<kDv / 8>& out, Smem& smem) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float scale = kPreScale ? 1.0f : args.scale_log2;
   float finite = 0;  // NaN once a value is NaN or infinite: perhaps from a key that the row does not see
@@ -418,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
   if (threadIdx.x == 0) smem.shared = prepare(args);
   __syncthreads();
   if (smem.shared.all.tile.box.empty()) return;
-  note_windows(smem);
+  note_windows(smem.windows, smem.shared.all);
   const int turns = kTurns > 1 ? smem.shared.all.turns : 1;
   for (int turn = 0; turn < turns; ++turn) {
     if (turn > 0) __syncthreads();  // all is read and written
@@ -450,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
       __syncthreads();
       if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
       cp_async_commit();
-      const Meeting meeting = meet(args, smem, smem.walk[stage]);
+      const Meeting meeting = meet(args, smem.windows, smem.walk[stage]);
       if (meeting.use != TileUse::skip) {
         Sums<kKeyBlocks> scores;
         multiply_keys(smem.query, smem.key[stage], meeting.rows, scores);
