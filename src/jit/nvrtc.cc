@@ -101,6 +101,7 @@ class NvrtcSearch {
     n.architectures_.resize(static_cast<std::size_t>(count));
     if (n.nvrtcGetSupportedArchs(n.architectures_.data()) != 0) n.architectures_.clear();
     n.version_ = std::to_string(major) + "." + std::to_string(minor);
+    n.caches_ = major > 12 || (major == 12 && minor >= 9);
     n.path_ = library.path_of("nvrtcVersion");
     n.found_in_ = place;
     return found;
@@ -177,11 +178,12 @@ Nvrtc::Result Nvrtc::compile(const std::string& name, const std::string& text, c
     option_list.push_back(option.c_str());
     joined += " " + option;
   }
+  if (caches_) option_list.push_back("--no-cache");
   Job job(*this);
   const std::string program_name = "constants of " + name;  // an #include of `name` must not find the program itself
   int status = nvrtcCreateProgram(&job.program, text.c_str(), program_name.c_str(), static_cast<int>(headers.size()),
                                   texts.data(), names.data());
-  if (status == 0) status = nvrtcCompileProgram(job.program, static_cast<int>(options.size()), option_list.data());
+  if (status == 0) status = nvrtcCompileProgram(job.program, static_cast<int>(option_list.size()), option_list.data());
   std::string log;
   if (job.program != nullptr) {
     log = job.text(nvrtcGetProgramLogSize, nvrtcGetProgramLog);

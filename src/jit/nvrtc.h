@@ -41,6 +41,7 @@ class Nvrtc {
   class Job;
 
   std::string path_, found_in_, version_;
+  bool caches_ = false;  // since 12.9, and what comes from its cache has no report of ptxas: the cache is switched off
   std::vector<int> architectures_;
 
   int (*nvrtcVersion)(int* major, int* minor) = nullptr;

@@ -126,7 +126,7 @@ def test_compiled(dynamic):
         tensors = made((side, 22), torch.bfloat16, kv=4)
         found, wanted = (results(f, tensors, torch.bfloat16, False) for f in (compiled, model))
         for x, y in zip(found, wanted, strict=True):
-            assert float((x - y).abs().max()) <= UNITS * 2**-7 * max(1.0, float(y.abs().max()))
+            assert float((x - y).abs().max()) <= UNITS[torch.bfloat16] * 2**-7 * max(1.0, float(y.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

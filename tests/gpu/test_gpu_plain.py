@@ -79,7 +79,7 @@ def randn(*shape, dtype):
 
 def attend(tensors, scale=None):
     scale = tensors[0].shape[-1] ** -0.5 if scale is None else scale
-    return _ops.dense(*tensors, *[None] * 6, 0, -1, -1, scale, [])
+    return _ops.dense(*tensors, *[None] * 6, 0, 0, 0, -1, -1, scale, [])
 
 
 def test_more_batch_entries_than_a_grid_has_rows():

@@ -93,7 +93,7 @@ def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
         "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_right(): pass\n"
         "def test_slow():\n    time.sleep(60)\n"
     )
-    arguments = gpu_test.parse_arguments(["--seconds", "6"])
+    arguments = gpu_test.parse_arguments(["--seconds", "20"])
     found = gpu_test.run_pytest(arguments, "cut", [str(tmp_path / "test_slow.py")], tmp_path)
     assert (found["passed"], found["failed"]) == (1, 2)
     assert "1 == 2" in found["failures"][0]["message"]

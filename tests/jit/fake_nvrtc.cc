@@ -63,8 +63,19 @@ EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* o
     program->log = "kernel.cu(1): error: #error directive";
     return 6;
   }
+  // From 12.9 on there is a cache, which --no-cache switches off; what comes from it has no report.
+  int major = 0, minor = 0;
+  nvrtcVersion(&major, &minor);
+  const bool caches = major * 100 + minor >= 1209;
+  bool switched_off = false;
+  for (int i = 0; i < count; ++i) switched_off = switched_off || std::string(options[i]) == "--no-cache";
+  if (switched_off && !caches) {
+    program->log = "nvrtc: error: unrecognized option --no-cache";
+    return 5;
+  }
+  const bool reports = switched_off || !caches;
   static const std::regex kernel(R"(__global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+))");
-  for (std::sregex_iterator it(program->text.begin(), program->text.end(), kernel), end; it != end; ++it) {
+  for (std::sregex_iterator it(program->text.begin(), program->text.end(), kernel), end; reports && it != end; ++it) {
     program->log += "ptxas info    : Compiling entry function '" + (*it)[1].str() +
                     "' for 'sm_80'\nptxas         .     24 bytes stack frame, 8 bytes spill stores, 4 bytes spill "
                     "loads\nptxas info    : Used 40 registers, used 1 barriers, 100 bytes smem\n";

@@ -80,6 +80,11 @@ def test_whatever_the_code_depends_on_is_in_the_key(place, change):
     assert len(entries(place)) == 2
 
 
+def test_a_compiler_that_has_no_cache_of_its_own(place):
+    compile_kernel(place | {"FAKE_NVRTC_VERSION": "12.4"})
+    assert compilations(place) == 1
+
+
 def test_processes_at_once_compile_once(place):
     place["FAKE_NVRTC_SLEEP"] = 500
     processes = [start("compile", 80, text=KERNEL, environment=place) for _ in range(6)]
