@@ -57,6 +57,7 @@ _GPU_HEAD_DIM = {
     dtype: torch.ops.vicus.gpu_head_dim(str(dtype).removeprefix("torch."))
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
+_CAPABILITIES: dict[torch.device, tuple[int, int]] = {}  # asked for so far
 _CPU_ROWS = 64  # queries of the largest tile of the CPU engine, which also has tiles of half and a quarter of it
 _FLEX_TOKENS = (64, 128)  # of a block; smaller ones waste tensor cores, larger ones exceed shared memory
 
@@ -93,7 +94,10 @@ def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) 
 
 @torch.compiler.assume_constant_result  # traced, the question itself would become part of the graph
 def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    known = _CAPABILITIES.get(device)
+    if known is None:  # PyTorch takes some microseconds to answer
+        known = _CAPABILITIES[device] = torch.cuda.get_device_capability(device)
+    return known
 
 
 def gpu_takes(query: Tensor, value: Tensor) -> bool:

@@ -65,6 +65,7 @@ def test_names_on_a_gpu():
 def test_what_the_gpu_engine_takes(monkeypatch):
     capability = (8, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backends, "_CAPABILITIES", {})
 
     class OnGpu(Elsewhere):
         is_cuda, dtype, shape = True, torch.bfloat16, (1, 8, 2, 64)
@@ -81,6 +82,7 @@ def test_what_the_gpu_engine_takes(monkeypatch):
     elsewhere = OnGpu()
     elsewhere.is_cuda = False
     assert not takes(elsewhere)
+    backends._CAPABILITIES.clear()
     capability = (7, 5)
     assert not takes(OnGpu())
 
@@ -88,6 +90,7 @@ def test_what_the_gpu_engine_takes(monkeypatch):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_the_gpu_engine_takes_is_known_when_a_graph_is_made(monkeypatch, dynamic):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backends, "_CAPABILITIES", {})
 
     def called(x):
         why = backends.gpu_refuses(backends._capability(x.device), x.dtype, x.shape[-1])
