@@ -87,6 +87,7 @@ def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], logs:
     command += ["--continue-on-collection-errors", *given, *arguments.pytest]
     search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"VICUS_TEST_PROGRESS": str(progress), "PYTHONPATH": search}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # where this runs inside a test
     with log.open("w") as out:
         left = arguments.deadline - time.monotonic()
         code = run_for(left, command, cwd=gpu_evidence.ROOT, stdout=out, env=environment)

@@ -31,7 +31,8 @@ __device__ __forceinline__ void load_keys(const ForwardArgs& args, const Sources
     const Load keys = {args.key, from.key, key}, values = {args.value, from.value, value};
     constexpr int kExtent1 = kTileKv[1], kExtent2 = kTileKv[2];
     if constexpr (kHeadDim == kHeadDimV) {
-      load_box<kKeys, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({keys, values}, head, walk.origin, from.limit);
+      load_box<kKeys, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({keys, values}, head, walk.origin,
+                                                                           from.limit);
     } else {
       load_box<kKeys, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({keys}, head, walk.origin, from.limit);
       load_box<kKeys, kExtent1, kExtent2, kHeadDimV, kVStride, kThreads, 1>({values}, head, walk.origin, from.limit);

@@ -321,7 +321,7 @@ class Search {
            (shape.biased_or_more || !(p_.rpb || p_.attn_bias || p_.additional_tokens > 0));
   }
 
-  static GpuKernelPlan kernel_of(const Shape& shape) {
+  [[nodiscard]] GpuKernelPlan kernel_of(const Shape& shape) const {
     GpuKernelPlan k;
     k.warps = shape.warps;
     k.row_blocks = shape.row_blocks;
@@ -330,7 +330,7 @@ class Search {
     k.chunk = shape.chunk;
     k.hold = shape.hold;
     k.turns = shape.turns;
-    k.blocks_per_multiprocessor = shape.blocks;
+    k.blocks_per_multiprocessor = p_.rpb || p_.attn_bias ? std::min(shape.blocks, 2) : shape.blocks;  // registers
     return k;
   }
   [[nodiscard]] GpuKernelPlan kernel_of(const PlainShape& shape) const {

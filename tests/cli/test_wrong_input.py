@@ -221,7 +221,7 @@ def test_bad_names_in_safetensors_input(folder):
         ([*SHAPE, "--keys", "9"], "--keys"),
         ([*SHAPE, "--attn-bias"], "--attn-bias"),
         ([*SHAPE, "--scale", "nan"], "--scale"),
-        ([*SHAPE, "--engine", "sm90"], "--engine"),
+        ([*SHAPE, "--engine", "sm70"], "--engine"),
         (["--layout", "8", "8", "--dense"], "--layout"),
         (["--layout", "8", "--dense", "--keys", "-1"], "--keys"),
         (["--layout", "8", "--dense", "--rpb"], "--rpb"),
