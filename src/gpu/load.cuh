@@ -81,7 +81,8 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
         carry1[t] = placed.step[0] - kExtent1 * placed.step[1];
       }
     }
-#pragma unroll 4
+    constexpr int kUnroll = kWidth > 128 || kBiasKind != 0 ? 1 : 4;  // wide sums and biases leave no registers for it
+#pragma unroll kUnroll
     for (; c < kCount; c += kStep) {
       bool present = kWidth % 16 == 0 || column < kWidth;
       for (int a = kFirstAxis; a < 3; ++a) present = present && p.at[a] < limit[a];
