@@ -24,7 +24,7 @@ namespace {
 constexpr int kMostPlainHeadDim = 512;
 
 /// A way to build a kernel with tensor cores, for head dims up to `head_dim`.
-struct Shape {
+struct Shape {  // NOLINT(clang-analyzer-optin.performance.Padding): in the order in which the tables are read
   int head_dim, warps, row_blocks, stages;
   int most_queries, most_keys;  // of a tile; keys: of the part that a warp meets, where warps meet parts
   int blocks;                   // per multiprocessor, as far as registers go
@@ -86,7 +86,7 @@ constexpr int kMostHeadDim = 256;
 
 /// A way to build a kernel without tensor cores, for head dims up to `head_dim`; `Shape` explains the rest. Head dims up to
 /// `whole` are multiplied in one piece, longer ones `part` features at a time, and give `wide_part` of results at a time.
-struct PlainShape {
+struct PlainShape {  // NOLINT(clang-analyzer-optin.performance.Padding): as above
   int head_dim, thread_rows, most_queries, most_keys, blocks;
   double slowness;
   int whole, part, wide_part;
@@ -236,7 +236,8 @@ class AxisSums {
         for (int first = 0; first < c.axis.queries; first += warp[n]) {
           const int begin = geometry::hull(c.axis, geometry::tile_span(first / q[n], q[n], c.axis.queries)).begin;
           const geometry::Span seen = geometry::hull(c.axis, {first, geometry::lo(first + warp[n], c.axis.queries)});
-          if (!seen.empty()) count += (seen.end - 1 - begin) / kv[n] - (seen.begin - begin) / kv[n] + 1;
+          const int met = (seen.end - 1 - begin) / kv[n] - (seen.begin - begin) / kv[n] + 1;
+          if (!seen.empty()) count += met;
         }
         place->second += c.count * count;
       }
@@ -402,7 +403,8 @@ class Search {
     const double columns = of_keys ? positions * heads : spec.keys();
     double pairs = visits * rows * columns, waited = visits * rows * kTileKeys;
     if (spec.meets_parts()) {
-      const double meetings = sums_.meetings(q, candidate.warp_tile, kv) * head_tiles * (rows / spec.warps);
+      const int warp_rows = rows / spec.warps;
+      const double meetings = sums_.meetings(q, candidate.warp_tile, kv) * head_tiles * warp_rows;
       pairs = meetings * geometry::ceil_div(spec.met(), 16) * 16;
       waited = meetings * kPartKeys;
       const int fitting = (plan_.gpu.device.shared_bytes_per_block + kReservedBytes) / (bytes + kReservedBytes);

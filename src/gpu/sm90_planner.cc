@@ -76,7 +76,8 @@ Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_k
       const geometry::Span box = {part, geometry::lo(part + extent, tile.end)};
       const geometry::Span seen = geometry::hull(axis, box), whole = geometry::core(axis, box);
       if (seen.empty()) continue;
-      n.seen += 1.0 / parts * ((seen.end - 1 - keys.begin) / tile_kv - (seen.begin - keys.begin) / tile_kv + 1);
+      const int met = (seen.end - 1 - keys.begin) / tile_kv - (seen.begin - keys.begin) / tile_kv + 1;
+      n.seen += 1.0 / parts * met;
       const int first = geometry::ceil_div(geometry::hi(whole.begin - keys.begin, 0), tile_kv);
       const int past = geometry::hi(whole.end - keys.begin, 0) / tile_kv;
       n.whole += 1.0 / parts * geometry::hi(past - first, 0);

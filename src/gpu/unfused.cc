@@ -26,7 +26,7 @@ struct Operation {
   }
 
   // A warp per token and head.
-  void run_rows(std::int64_t heads, const void* written, void* stream) {
+  void run_rows(std::int64_t heads, const void* written, void* stream) const {
     const std::int64_t rows = args.batch * heads;
     run({(tokens + spec.warps - 1) / spec.warps, std::min(rows, kMostGridY)}, written, stream);
   }

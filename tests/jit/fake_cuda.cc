@@ -216,7 +216,7 @@ int allocate(unsigned long long* pointer, std::size_t bytes, const char* call) {
 int release(unsigned long long pointer) {
   const std::lock_guard lock(state.mutex);
   if (state.memory.erase(pointer) == 0) return 1;
-  std::free(reinterpret_cast<void*>(pointer));
+  std::free(reinterpret_cast<void*>(pointer));  // NOLINT(performance-no-int-to-ptr)
   note("free");
   return 0;
 }
@@ -254,14 +254,14 @@ EXPORT cuTensorMapEncodeTiled(void* map, int, unsigned rank, void*, const unsign
 EXPORT cuMemsetD8Async(unsigned long long pointer, unsigned char value, std::size_t bytes, void*) {
   const std::lock_guard lock(state.mutex);
   if (!holds(pointer, bytes)) return 1;
-  std::memset(reinterpret_cast<void*>(pointer), value, bytes);
+  std::memset(reinterpret_cast<void*>(pointer), value, bytes);  // NOLINT(performance-no-int-to-ptr)
   note("clear " + std::to_string(bytes));
   return 0;
 }
 EXPORT cuMemcpyHtoD_v2(unsigned long long to, const void* from, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);
   if (!holds(to, bytes)) return 1;
-  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);  // NOLINT(performance-no-int-to-ptr)
   state.copied.assign(static_cast<const char*>(from), bytes);
   note("to device " + std::to_string(bytes));
   return 0;
@@ -272,7 +272,7 @@ EXPORT cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, std::size_t
 EXPORT cuMemcpyDtoH_v2(void* to, unsigned long long from, std::size_t bytes) {
   const std::lock_guard lock(state.mutex);
   if (!holds(from, bytes)) return 1;
-  std::memcpy(to, reinterpret_cast<void*>(from), bytes);
+  std::memcpy(to, reinterpret_cast<void*>(from), bytes);  // NOLINT(performance-no-int-to-ptr)
   note("to host " + std::to_string(bytes));
   return 0;
 }

@@ -28,7 +28,7 @@ using vicus::testing::Tensor;
 constexpr std::int64_t kSequences = 5, kMaxQueries = 300, kMaxKeys = 200;
 constexpr std::int64_t kBatch = 3;
 
-class GpuLists : public ::testing::Test {
+class GpuLists : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-class-destructor): GoogleTest's way
  protected:
   GpuLists() {
     forget();
@@ -294,7 +294,8 @@ TEST_F(GpuLists, ListsThatAreElsewhereAreRefused) {
   in.cumulative_queries = host;
   expect_refused("cumulative_queries", "memory of the host");
   pack_on_device();
-  in.cumulative_keys = {reinterpret_cast<const std::int32_t*>(other), kSequences + 1};
+  in.cumulative_keys = {reinterpret_cast<const std::int32_t*>(other),
+                        kSequences + 1};  // NOLINT(performance-no-int-to-ptr)
   expect_refused("cumulative_keys", "memory of device 1");
   pack_on_device();
   in.cumulative_keys = {at(0), kSequences};

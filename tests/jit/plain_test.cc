@@ -36,7 +36,7 @@ Args args_of(const FakeLaunch& launch) {
   return args;
 }
 
-class PlainCalls : public ::testing::Test {
+class PlainCalls : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-class-destructor): GoogleTest's way
  protected:
   ~PlainCalls() override { record<char[FakeCuda::kArgBytes]>(); }
 
@@ -285,8 +285,8 @@ class MergeCalls : public PlainCalls {
  protected:
   explicit MergeCalls(int parts = 40) {
     for (int i = 0; i < parts; ++i) {
-      outputs.push_back(tensor(DType::float16, {2, 33, 3, 64}));
-      logsumexps.push_back(tensor(DType::float32, {2, 33, 3}));
+      outputs.emplace_back(tensor(DType::float16, {2, 33, 3, 64}));
+      logsumexps.emplace_back(tensor(DType::float32, {2, 33, 3}));
     }
   }
   TensorView tensor(DType dtype, const std::vector<std::int64_t>& shape) {
