@@ -5,15 +5,15 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <span>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "core/domain.h"
 #include "core/families.h"
 #include "core/log.h"
+#include "gpu/axis_sums.h"
+#include "gpu/shapes.h"
 #include "gpu/spec.h"
 #include "jit/device.h"
 #include "vicus/error.h"
@@ -21,107 +21,6 @@
 namespace vicus::gpu {
 namespace {
 
-constexpr int kMostPlainHeadDim = 512;
-
-/// A way to build a kernel with tensor cores, for head dims up to `head_dim`.
-struct Shape {  // NOLINT(clang-analyzer-optin.performance.Padding): in the order in which the tables are read
-  int head_dim, warps, row_blocks, stages;
-  int most_queries, most_keys;  // of a tile; keys: of the part that a warp meets, where warps meet parts
-  int blocks;                   // per multiprocessor, as far as registers go
-  double slowness;              // time of a product, relative
-  enum Problems : std::uint8_t {
-    all,
-    dense,
-    unbiased,
-    parts
-  } of = all;  // parts: windows, and warps meet parts of tiles
-  int splits = 1, chunk = 16;
-  bool hold = true;
-  int turns = 1;
-};
-constexpr Shape kForward[] = {
-    {64, 4, 2, 2, 128, 80, 2, 0.93, Shape::dense},
-    {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
-    {64, 4, 1, 2, 64, 64, 3, 1.15},
-    {64, 4, 1, 1, 64, 112, 3, 0.75, Shape::parts},
-    {64, 4, 1, 2, 64, 80, 3, 0.75, Shape::parts},
-    {64, 4, 1, 2, 64, 112, 2, 0.75, Shape::parts, 1, 16, true, 2},
-    {128, 4, 2, 2, 128, 64, 2, 1.0, Shape::dense},
-    {128, 4, 2, 2, 128, 32, 2, 1.0, Shape::unbiased},
-    {128, 4, 1, 2, 64, 64, 2, 1.4},
-    {128, 4, 1, 1, 64, 112, 2, 0.9, Shape::parts},
-    {128, 4, 1, 2, 64, 64, 2, 0.9, Shape::parts},
-    {256, 4, 1, 2, 64, 32, 1, 1.5},
-};
-constexpr Shape kBackwardQueries[] = {
-    {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
-    {64, 4, 1, 2, 64, 64, 3, 1.15, Shape::unbiased},
-    {64, 4, 1, 2, 64, 64, 1, 1.3},
-    {128, 8, 2, 2, 256, 32, 1, 1.0, Shape::dense, 1, 32, false},
-    {128, 4, 1, 2, 64, 64, 1, 1.2},
-    {256, 4, 1, 2, 64, 32, 1, 1.0, Shape::all, 1, 16, false},
-};
-constexpr Shape kBackwardKeys[] = {
-    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::dense, 1, 32, false},
-    {64, 4, 2, 2, 64, 128, 2, 1.1, Shape::unbiased, 1, 16, false},
-    {64, 4, 1, 2, 64, 64, 3, 1.05, Shape::unbiased, 1, 16, false},
-    {64, 4, 1, 2, 64, 64, 1, 1.3},
-    {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense},
-    {128, 8, 1, 2, 32, 128, 1, 1.2, Shape::unbiased, 1, 16, false},
-    {128, 8, 1, 2, 32, 64, 1, 1.5, Shape::all, 2, 16, false},
-    {240, 8, 1, 2, 32, 64, 1, 1.0, Shape::all, 2, 16, false},
-    {256, 8, 1, 2, 32, 64, 1, 1.0, Shape::unbiased, 2, 16, false},
-    {256, 8, 1, 2, 64, 32, 1, 1.3, Shape::all, 4, 16, false},
-};
-/// Where query gradients are summed on the way: more registers.
-constexpr Shape kBackwardKeysAdding[] = {
-    {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::dense, 1, 16, false},
-    {64, 4, 1, 2, 64, 64, 2, 1.1, Shape::unbiased, 1, 16, false},
-    {64, 4, 1, 2, 64, 64, 1, 1.3},
-    {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense, 1, 32, false},
-    {128, 8, 1, 2, 32, 128, 1, 1.2, Shape::unbiased, 1, 16, false},
-    {128, 8, 1, 2, 32, 64, 1, 1.5, Shape::all, 2, 16, false},
-};
-constexpr int kMostHeadDim = 256;
-
-/// A way to build a kernel without tensor cores, for head dims up to `head_dim`; `Shape` explains the rest. Head dims up to
-/// `whole` are multiplied in one piece, longer ones `part` features at a time, and give `wide_part` of results at a time.
-struct PlainShape {  // NOLINT(clang-analyzer-optin.performance.Padding): as above
-  int head_dim, thread_rows, most_queries, most_keys, blocks;
-  double slowness;
-  int whole, part, wide_part;
-  int most_rank = 3;  ///< positions of more axes, biases and additional tokens take registers
-  bool biased_or_more = true;
-};
-/// By bytes of storage. Slowness: by the counts of shared memory reads, not measured yet.
-constexpr PlainShape kPlainForward32[] = {
-    {64, 8, 128, 64, 2, 1.0, 128, 64, 128, 1},
-    {64, 8, 128, 32, 2, 1.1, 128, 64, 128, 2},
-    {64, 4, 64, 64, 3, 1.3, 128, 64, 128, 1},
-    {64, 4, 64, 64, 2, 1.35, 128, 64, 128},
-    {128, 8, 128, 32, 1, 1.15, 128, 64, 128, 1, false},
-    {128, 4, 64, 64, 1, 1.35, 128, 64, 128},
-    {kMostPlainHeadDim, 4, 64, 64, 1, 1.7, 64, 64, 128},
-};
-constexpr PlainShape kPlainForward16[] = {{128, 4, 64, 64, 1, 1.0, 128, 64, 128},
-                                          {kMostPlainHeadDim, 4, 64, 64, 1, 1.3, 64, 64, 128}};
-constexpr PlainShape kPlainForward64[] = {{kMostPlainHeadDim, 4, 64, 32, 1, 1.0, 64, 32, 64}};
-constexpr PlainShape kPlainQueries[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
-                                        {128, 4, 64, 32, 1, 1.0, 128, 64, 64},
-                                        {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
-constexpr PlainShape kPlainKeys[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
-                                     {128, 2, 32, 32, 1, 1.2, 128, 64, 64},
-                                     {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
-constexpr PlainShape kPlainGradients64[] = {{kMostPlainHeadDim, 2, 32, 32, 1, 1.0, 64, 32, 32}};
-
-std::span<const PlainShape> plain_shapes(Kernel kernel, DType dtype) {
-  if (dtype == DType::float64) {
-    return kernel == Kernel::plain_forward ? std::span(kPlainForward64) : std::span(kPlainGradients64);
-  }
-  if (kernel == Kernel::plain_queries) return kPlainQueries;
-  if (kernel == Kernel::plain_keys) return kPlainKeys;
-  return dtype == DType::float32 ? std::span<const PlainShape>(kPlainForward32) : kPlainForward16;
-}
 /// Query gradients are summed with atomics up to this head dim: beyond, registers do not suffice.
 constexpr int kMostSummed = 128;
 /// Registers hold a block's own rows up to this head dim, whatever the problem.
@@ -139,8 +38,6 @@ constexpr double kPlainWaiting = 0.1;
 constexpr int kReservedBytes = 1024;
 /// Keys that a warp meets at once: two bits for 8 of them in one register.
 constexpr int kMostMet = 128;
-
-using Extent = std::array<int, 3>;
 
 /// Boxes of at most `most` positions on the trailing `rank` axes, extents powers of two.
 std::vector<Extent> query_boxes(int rank, int most) {
@@ -167,101 +64,6 @@ std::vector<Extent> key_boxes(int rank, int most) {
   }
   return list;
 }
-
-/// Sums over an axis of all families, computed once per extents.
-class AxisSums {
- public:
-  explicit AxisSums(const std::vector<Family>& list) : families_(list) {}
-
-  /// Padded pairs of one head.
-  double pairs(const Extent& q, const Extent& kv) {
-    return total([&](std::size_t f, int a) { return axis(f, a, q, kv).first; });
-  }
-  /// Pairs of a query tile and a key tile.
-  double visits(const Extent& q, const Extent& kv) {
-    return total([&](std::size_t f, int a) { return axis(f, a, q, kv).second; });
-  }
-  /// Pairs of a warp with the box `warp` of a tile `q` and a key tile of the tile's hull.
-  double meetings(const Extent& q, const Extent& warp, const Extent& kv) {
-    return total([&](std::size_t f, int a) { return axis_meetings(f, a, q, warp, kv); });
-  }
-  /// Most keys per axis that a box of `q` queries sees.
-  Extent widest_hull(const Extent& q) {
-    Extent widest{1, 1, 1};
-    for (std::size_t f = 0; f < families_.size(); ++f) {
-      for (std::size_t a = 0; a < widest.size(); ++a) widest[a] = std::max(widest[a], axis_hull(f, a, q[a]));
-    }
-    return widest;
-  }
-  double tiles(const Extent& q) const {
-    double n = 0;
-    for (const Family& family : families_) {
-      n += family.sum([&](int a, const geometry::Axis& axis) {
-        return static_cast<double>(geometry::ceil_div(axis.queries, q[static_cast<std::size_t>(a)]));
-      });
-    }
-    return n;
-  }
-
- private:
-  template <class Of>
-  double total(const Of& of) {
-    double n = 0;
-    for (std::size_t f = 0; f < families_.size(); ++f) {
-      double product = families_[f].cells;
-      for (int a = 0; a < geometry::kRank; ++a) product *= of(f, a);
-      n += product;
-    }
-    return n;
-  }
-  std::pair<double, double> axis(std::size_t f, int a, const Extent& q, const Extent& kv) {
-    const auto n = static_cast<std::size_t>(a);
-    const auto [place, added] = known_.try_emplace({f, a, q[n], kv[n]});
-    if (added) {
-      for (const auto& c : families_[f].axes[n]) {
-        const auto pairs = static_cast<double>(geometry::tile_pairs(c.axis, q[n], kv[n]));
-        place->second.first += c.count * pairs;
-        place->second.second += c.count * pairs / (q[n] * kv[n]);
-      }
-    }
-    return place->second;
-  }
-
-  double axis_meetings(std::size_t f, int a, const Extent& q, const Extent& warp, const Extent& kv) {
-    const auto n = static_cast<std::size_t>(a);
-    const auto [place, added] = known_meetings_.try_emplace({f, a, q[n], warp[n], kv[n]});
-    if (added) {
-      for (const auto& c : families_[f].axes[n]) {
-        double count = 0;
-        for (int first = 0; first < c.axis.queries; first += warp[n]) {
-          const int begin = geometry::hull(c.axis, geometry::tile_span(first / q[n], q[n], c.axis.queries)).begin;
-          const geometry::Span seen = geometry::hull(c.axis, {first, geometry::lo(first + warp[n], c.axis.queries)});
-          const int met = (seen.end - 1 - begin) / kv[n] - (seen.begin - begin) / kv[n] + 1;
-          if (!seen.empty()) count += met;
-        }
-        place->second += c.count * count;
-      }
-    }
-    return place->second;
-  }
-  int axis_hull(std::size_t f, std::size_t a, int q) {
-    const auto [place, added] = known_hulls_.try_emplace({f, a, q});
-    if (added) {
-      for (const auto& c : families_[f].axes[a]) {
-        for (int first = 0; first < c.axis.queries; first += q) {
-          const int end = geometry::lo(first + q, c.axis.queries);
-          place->second = std::max(place->second, geometry::hull(c.axis, {first, end}).size());
-        }
-      }
-    }
-    return place->second;
-  }
-
-  const std::vector<Family>& families_;
-  std::map<std::tuple<std::size_t, int, int, int>, std::pair<double, double>> known_;
-  std::map<std::tuple<std::size_t, int, int, int, int>, double> known_meetings_;
-  std::map<std::tuple<std::size_t, std::size_t, int>, int> known_hulls_;
-};
 
 GpuTarget target_of(const PlanOptions& options) {
   if (options.gpu.major != 0) return options.gpu;
@@ -467,10 +269,8 @@ bool plan_backward(Plan& plan) {
   g.backward_keys =
       search(plan, Kernel::keys, g.add_queries ? std::span<const Shape>(kBackwardKeysAdding) : kBackwardKeys);
   if (g.backward_keys.tile.rows == 0 || (!g.add_queries && g.backward_queries.tile.rows == 0)) return false;
-  // Registers are scarce: what a block holds of its own rows is read again where they do not suffice.
-  const bool scarce = std::max(p.head_dim, p.head_dim_v) > kHoldEasily;
-  if (scarce && (g.add_queries || p.rank() > 1)) g.backward_keys.hold = false;
-  if (scarce && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
+  // Biases leave no registers for what a block holds of its own rows: it is read again.
+  if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
   if (g.add_queries) {
     plan.backward.kv_splits =
         std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
