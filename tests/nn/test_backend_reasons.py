@@ -5,24 +5,9 @@ import re
 
 import pytest
 import torch
+from usual_problems import CPU, HOPPER
 
-from vicus.nn import Neighborhood, Problem, choice
-
-HOPPER = Problem(
-    device="cuda",
-    architecture=(9, 0),
-    cudnn=91900,
-    num_heads=16,
-    num_groups=16,
-    head_dim_qk=128,
-    head_dim_v=128,
-    max_seqlen_q=8192,
-    max_seqlen_kv=8192,
-    attn_mask_type="causal",
-    window_size=(-1, 0),
-    bottom_right_diagonal=False,
-)
-CPU = dataclasses.replace(HOPPER, device="cpu", architecture=None, cudnn=None)
+from vicus.nn import Neighborhood, choice
 
 FLASH = [
     ({"dropout": 0.1}, "attention_dropout is 0.1"),

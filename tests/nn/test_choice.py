@@ -8,28 +8,14 @@ import threading
 
 import pytest
 import torch
+from usual_problems import CPU, HOPPER
 
 import vicus
-from vicus.nn import DotProductAttention, Neighborhood, Problem, attention_backends, choice, preference
+from vicus.nn import DotProductAttention, Neighborhood, attention_backends, choice, preference
 from vicus.nn.backends import BACKENDS
 
 NAMES = ("flash", "fused", "unfused")
-HOPPER = Problem(
-    device="cuda",
-    architecture=(9, 0),
-    cudnn=91900,
-    num_heads=16,
-    num_groups=16,
-    head_dim_qk=128,
-    head_dim_v=128,
-    max_seqlen_q=8192,
-    max_seqlen_kv=8192,
-    attn_mask_type="causal",
-    window_size=(-1, 0),
-    bottom_right_diagonal=False,
-)
 AMPERE = dataclasses.replace(HOPPER, architecture=(8, 0))
-CPU = dataclasses.replace(HOPPER, device="cpu", architecture=None, cudnn=None)
 
 
 def tensors(length=6, heads=4, groups=2, dim=8, **options):
