@@ -10,6 +10,7 @@
 // Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it.
 #include "careful.cuh"
 #include "sm90_softmax.cuh"
+#include "sm90_store.cuh"
 #include "sm90_tiles.cuh"
 
 namespace vicus::gpu {
@@ -76,39 +77,6 @@ struct Products {
     for (int i = 0; i < kKeys / 4; ++i) weights[i] = Half::pack(scores[2 * i], scores[2 * i + 1]);
   }
 };
-
-// The output of two rows of a thread, `half` the lower or upper: four lanes exchange columns until each has 8 in a row.
-__device__ __forceinline__ bool store_row(const float (&out)[kHeadDimV / 2], int half, float factor, bool exists,
-                                          u16* row) {
-  const int part = threadIdx.x % 4;
-  bool wrong = false;
-#pragma unroll
-  for (int first = 0; first < kHeadDimV / 8; first += 4) {
-    u32 x[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int n = first + j < kHeadDimV / 8 ? first + j : first;
-      const float a = out[4 * n + 2 * half] * factor, b = out[4 * n + 2 * half + 1] * factor;
-      wrong = wrong || !(fabsf(a) < 1.0f / 0.0f && fabsf(b) < 1.0f / 0.0f);
-      x[j] = Half::pack(a, b);
-    }
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) {
-      const bool upper = (part & step) != 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if ((j & step) != 0) continue;
-        const u32 got = __shfl_xor_sync(~0u, upper ? x[j] : x[j + step], step);
-        if (upper) x[j] = got;
-        else x[j + step] = got;
-      }
-    }
-    if (exists && first + part < kHeadDimV / 8) {
-      *reinterpret_cast<uint4*>(row + 8 * (first + part)) = uint4{x[0], x[1], x[2], x[3]};
-    }
-  }
-  return wrong && exists;
-}
 
 // One warpgroup's rows of one tile of queries.
 struct Attend {
@@ -177,7 +145,7 @@ struct Attend {
     wgmma_wait<kPending ? 1 : 0>();
     hold(p.scores);
     leave(smem.key_empty[ring.stage]);
-    if constexpr (kMasked) hide_keys(mask, p.scores);
+    if constexpr (kMasked) hide_keys(mask, kNothing, p.scores);
     float factor[2];
     softmax.step(p.scores, args.scale_log2, factor);
     hold(p.scores);  // weights are made while the sums are in flight
@@ -241,7 +209,7 @@ struct Attend {
       const Position position = box_position(origin, first_row() + 8 * half);
       const bool exists = box_has(tile, first_row() + 8 * half, position);
       u16* row = static_cast<u16*>(args.output.data) + out_rows.row(position, tile.head);
-      wrong[half] = __ballot_sync(~0u, store_row(p.out, half, sum == 0 ? 0.0f : 1.0f / sum, exists, row));
+      wrong[half] = __ballot_sync(~0u, store_row<kHeadDimV>(p.out, half, sum == 0 ? 0.0f : 1.0f / sum, exists, row));
       if constexpr (kLogsumexp) {
         if (threadIdx.x % 4 == 0 && exists) {
           const Placed rows = gpu::place(args.logsumexp, cell, cell.first_query);

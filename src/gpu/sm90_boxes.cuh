@@ -1,0 +1,104 @@
+// Boxes of tokens in shared memory, as the copy engine puts them there: which rows are whose, how boxes are loaded, what a
+// tile of keys is to queries. Constants of the prologue, besides those of tiles.cuh: kWarpgroups (for the math), kStackAxis
+// (query tiles are cut along this axis into one box per warpgroup), kStages, kHeadDim, kHeadDimV.
+#pragma once
+
+#include "sm90.cuh"
+#include "walk.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kDq = (kHeadDim + 15) / 16 * 16;  // features of the first product
+constexpr int kSlab = 64;                       // features of a row of 128 bytes
+constexpr int kSlabs = (kHeadDim + kSlab - 1) / kSlab, kValueSlabs = (kHeadDimV + kSlab - 1) / kSlab;
+constexpr int kRows = 64;  // of a warpgroup
+constexpr int kWarpgroupThreads = 128;
+constexpr int kThreads = (1 + kWarpgroups) * kWarpgroupThreads;
+constexpr int kBoxRows = kPositions / kWarpgroups;  // of a warpgroup's rows, those that are positions
+constexpr bool kHeadAxis = kRank < 3;               // maps have an axis for heads; otherwise heads follow the features
+
+static_assert(kKeys % 16 == 0 && kKeys <= 256 && kPositions % kWarpgroups == 0 && kBoxRows <= kRows);
+static_assert(kTileQ[kStackAxis] % kWarpgroups == 0 && kTileHeads == 1);
+static_assert(kHeadAxis || kHeadDim % 16 == 0);  // features of the next head follow
+
+// What a tile of keys is to queries whose windows have this hull and core.
+__device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, int additional) {
+  if (kAdditional && walk.additional) {
+    return walk.origin.at[2] + kKeys <= additional ? TileUse::whole : TileUse::masked;
+  }
+  bool seen = true, whole = true;
+  for (int a = kFirstAxis; a < 3; ++a) {
+    const Span tile = {walk.origin.at[a], walk.origin.at[a] + kTileKv[a]};
+    seen = seen && !geometry::intersect(hull.axis[a], tile).empty();
+    whole = whole && core.axis[a].contains(tile);
+  }
+  return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
+}
+
+// A place in the ring of stages.
+struct Ring {
+  int stage = 0;
+  u32 phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// Extent of a warpgroup's box.
+__device__ __forceinline__ constexpr int box_extent(int axis) {
+  return axis == kStackAxis ? kTileQ[axis] / kWarpgroups : kTileQ[axis];
+}
+
+// Where the box of a warpgroup starts.
+__device__ __forceinline__ Position box_origin(const QueryTile& tile, int warpgroup) {
+  Position p;
+  for (int a = 0; a < 3; ++a) p.at[a] = tile.box.axis[a].begin + (a == kStackAxis ? warpgroup * box_extent(a) : 0);
+  return p;
+}
+
+// Row r of a warpgroup: its box, row-major.
+__device__ __forceinline__ Position box_position(const Position& origin, int row) {
+  Position p = origin;
+  p.at[0] += row / (box_extent(1) * box_extent(2));
+  p.at[1] += row / box_extent(2) % box_extent(1);
+  p.at[2] += row % box_extent(2);
+  return p;
+}
+
+__device__ __forceinline__ bool box_has(const QueryTile& tile, int row, const Position& p) {
+  bool inside = row < kBoxRows;
+  for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < tile.box.axis[a].end;
+  return inside;
+}
+
+// All slabs of a box of tokens, to slabs of `kSlabRows` rows. `head_step` is elements from head to head.
+template <int kBoxSlabs, int kSlabRows>
+__device__ __forceinline__ void load_box(const TensorMap& map, const u16* to, const u64& barrier, int batch, int head,
+                                         long long head_step, const Position& token) {
+#pragma unroll
+  for (int s = 0; s < kBoxSlabs; ++s) {
+    const u32 smem = smem_address(to + s * kSlabRows * kSlab);
+    if constexpr (kHeadAxis) {
+      const int c[5] = {s * kSlab, head, token.at[2], token.at[1], batch};
+      tma_load(smem, map, smem_address(&barrier), c);
+    } else {
+      const int c[5] = {s * kSlab + head * static_cast<int>(head_step), token.at[2], token.at[1], token.at[0], batch};
+      tma_load(smem, map, smem_address(&barrier), c);
+    }
+  }
+}
+
+// The token at a position of a cell; boxes step by the dilation by themselves.
+__device__ __forceinline__ Position token_of(const Cell& cell, const Position& p, int first) {
+  Position token;
+  for (int a = 0; a < 3; ++a) {
+    token.at[a] = a < kFirstAxis ? 0 : geometry::token_of(p.at[a], kDilation[a], cell.residue[a]);
+  }
+  token.at[2] += first;
+  return token;
+}
+
+}  // namespace vicus::gpu
