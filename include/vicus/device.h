@@ -2,7 +2,8 @@
 // device memory and streams does not need this.
 //
 // Every constructor throws Unsupported where there is no driver or GPU, InvalidArgument for a device that is not there, and
-// DriverError where the driver refuses. Objects live in the primary context of their device, the one of the CUDA runtime.
+// DriverError where the driver refuses. Objects live in the context that is the thread's where they are made, if that is of
+// their device, else in the primary context, the one of the CUDA runtime; they may be used and end anywhere.
 #ifndef VICUS_DEVICE_H_
 #define VICUS_DEVICE_H_
 
@@ -10,7 +11,8 @@
 
 #include "vicus/export.h"
 
-struct CUevent_st;  // the driver's
+struct CUctx_st;  // the driver's
+struct CUevent_st;
 
 namespace vicus {
 
@@ -37,7 +39,7 @@ class VICUS_API DeviceMemory {
  private:
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
-  int device_ = 0;
+  CUctx_st* context_ = nullptr;
 };
 
 /// Time between two places in a stream, by the clock of the device.
@@ -57,7 +59,7 @@ class VICUS_API DeviceTimer {
   [[nodiscard]] double seconds() const;
 
  private:
-  int device_;
+  CUctx_st* context_ = nullptr;
   CUevent_st *start_ = nullptr, *stop_ = nullptr;
 };
 

@@ -82,17 +82,20 @@ const Device& current_device() {
 }
 
 int thread_device() {
-  CUcontext context = nullptr;
   CUdevice ordinal = 0;
-  check(driver().cuCtxGetCurrent(&context), "cuCtxGetCurrent");
-  if (context != nullptr) check(driver().cuCtxGetDevice(&ordinal), "cuCtxGetDevice");
+  if (thread_context() != nullptr) check(driver().cuCtxGetDevice(&ordinal), "cuCtxGetDevice");
   return ordinal;
+}
+
+CUcontext thread_context() {
+  CUcontext context = nullptr;
+  check(driver().cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+  return context;
 }
 
 std::uint64_t current_context() {
   const Driver& d = driver();
-  CUcontext context = nullptr;
-  check(d.cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+  const CUcontext context = thread_context();
   if (context == nullptr) throw Unsupported("this thread has no CUDA context");
   if (d.cuCtxGetId == nullptr) return reinterpret_cast<std::uintptr_t>(context);
   unsigned long long id = 0;
@@ -102,12 +105,15 @@ std::uint64_t current_context() {
 
 ContextGuard::ContextGuard(int ordinal) {
   const Driver& d = driver();
-  CUcontext context = nullptr;
   CUdevice current = -1;
-  check(d.cuCtxGetCurrent(&context), "cuCtxGetCurrent");
-  if (context != nullptr) check(d.cuCtxGetDevice(&current), "cuCtxGetDevice");
+  if (thread_context() != nullptr) check(d.cuCtxGetDevice(&current), "cuCtxGetDevice");
   if (current == ordinal) return;
   check(d.cuCtxPushCurrent(primary_context(ordinal)), "cuCtxPushCurrent");
+  pushed_ = true;
+}
+
+ContextGuard::ContextGuard(CUcontext context) {
+  check(driver().cuCtxPushCurrent(context), "cuCtxPushCurrent");
   pushed_ = true;
 }
 

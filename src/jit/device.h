@@ -6,6 +6,7 @@
 #include <string>
 
 #include "jit/compile.h"
+#include "jit/driver.h"
 #include "vicus/plan.h"
 
 namespace vicus::jit {
@@ -41,14 +42,18 @@ struct Device {
 /// The same as a number, 0 for a thread without a context.
 [[nodiscard]] int thread_device();
 
+/// The context of this thread, null where it has none.
+[[nodiscard]] CUcontext thread_context();
+
 /// A number that no two contexts of this process share, also not one after another.
 [[nodiscard]] std::uint64_t current_context();
 
 /// For its life, this thread has a context of device `ordinal`: the one it has, if it is of that device, else the
-/// device's primary context, which PyTorch and the CUDA runtime use.
+/// device's primary context, which PyTorch and the CUDA runtime use. Or it has the context given.
 class ContextGuard {
  public:
   explicit ContextGuard(int ordinal);
+  explicit ContextGuard(CUcontext context);
   ~ContextGuard();
   ContextGuard(ContextGuard&&) = delete;
   ContextGuard(const ContextGuard&) = delete;

@@ -115,6 +115,7 @@ EXPORT cuCtxGetId(FakeContext* context, unsigned long long* id) {
   return 0;
 }
 EXPORT cuCtxPushCurrent_v2(FakeContext* context) {
+  if (const int code = failing("cuCtxPushCurrent_v2")) return code;
   stack.push_back(context);
   return 0;
 }
@@ -208,7 +209,7 @@ int allocate(unsigned long long* pointer, std::size_t bytes, const char* call) {
   if (stack.empty()) return 201;
   const std::lock_guard lock(state.mutex);
   *pointer = reinterpret_cast<unsigned long long>(std::calloc(bytes, 1));
-  state.memory[*pointer] = {bytes, stack.back()->device};
+  state.memory[*pointer] = {bytes, *stack.back()};
   note("allocate " + std::to_string(bytes));
   return 0;
 }
@@ -226,7 +227,7 @@ bool holds(unsigned long long pointer, std::size_t bytes) {
   auto next = state.memory.upper_bound(pointer);
   if (next == state.memory.begin()) return false;
   const auto& [begin, block] = *--next;
-  return pointer + bytes <= begin + block.first;
+  return pointer + bytes <= begin + block.bytes;
 }
 
 }  // namespace
@@ -234,7 +235,14 @@ bool holds(unsigned long long pointer, std::size_t bytes) {
 EXPORT cuMemAlloc_v2(unsigned long long* pointer, std::size_t bytes) {
   return allocate(pointer, bytes, "cuMemAlloc_v2");
 }
-EXPORT cuMemFree_v2(unsigned long long pointer) { return release(pointer); }
+EXPORT cuMemFree_v2(unsigned long long pointer) {
+  {
+    const std::lock_guard lock(state.mutex);
+    const auto found = state.memory.find(pointer);
+    if (found == state.memory.end() || stack.empty() || stack.back()->id != found->second.context.id) return 201;
+  }
+  return release(pointer);
+}
 EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
   return allocate(pointer, bytes, "cuMemAllocAsync");
 }
@@ -298,7 +306,7 @@ EXPORT cuPointerGetAttribute(void* value, int attribute, unsigned long long poin
     return 0;
   }
   if (!holds(pointer, 1)) return 1;
-  *static_cast<int*>(value) = std::prev(state.memory.upper_bound(pointer))->second.second;
+  *static_cast<int*>(value) = std::prev(state.memory.upper_bound(pointer))->second.context.device;
   return 0;
 }
 

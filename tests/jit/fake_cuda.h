@@ -12,7 +12,6 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace vicus::testing {
@@ -20,6 +19,11 @@ namespace vicus::testing {
 struct FakeContext {
   int device;
   unsigned long long id;
+};
+
+struct FakeMemory {
+  std::size_t bytes;
+  FakeContext context;  // that asked for it, as it was then
 };
 
 struct FakeLaunch {
@@ -45,7 +49,7 @@ struct FakeCuda {
   std::string copied;  // to the device, last
   std::vector<std::string>
       events;  // "launch NAME THREADS", "allocate BYTES", "free", "clear BYTES", "to device BYTES", ...
-  std::map<unsigned long long, std::pair<std::size_t, int>> memory;  // address: bytes, device
+  std::map<unsigned long long, FakeMemory> memory;  // by address
   std::array<FakeContext, kDevices> primary = {{{0, 101}, {1, 102}}};
 };
 
