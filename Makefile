@@ -63,7 +63,7 @@ bench-cpu: setup-torch  ## measure the CPU engine; JSON under bench/results/cpu
 	@bench/run_cpu.sh
 
 # On a machine that cannot install or build: VICUS_LIBRARY names the extension, PYTHON an interpreter with PyTorch.
-gpu-library = [[ -n "$${VICUS_LIBRARY:-}" ]] || { tools/setup.sh build torch && tools/build.sh release vicus_torch vicus_cli; }
+gpu-library = [[ -n "$${VICUS_LIBRARY:-}" ]] || { tools/setup.sh build torch && tools/build.sh release vicus_torch vicus_cli gpu_contexts; }
 
 gpu-test:  ## test on this machine's GPU; JSON under bench/results
 	@$(gpu-library)

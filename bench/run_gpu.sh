@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 export VICUS_LIBRARY=${VICUS_LIBRARY:-$PWD/build/src/torch/_C.so}
 export PYTHONPATH=$PWD/python:$PWD/tests/python${PYTHONPATH:+:$PYTHONPATH}
 [[ -z ${VICUS_CLI:-} && -x build/src/cli/vicus ]] && export VICUS_CLI=$PWD/build/src/cli/vicus
+contexts=build/tests/gpu/gpu_contexts
+[[ -z ${VICUS_CONTEXTS:-} && -x $contexts ]] && export VICUS_CONTEXTS=$PWD/$contexts
 python=${PYTHON:-.venv/bin/python}
 case "${1:-}" in
   test) program=bench/gpu_test.py arguments=${GPU_TEST_ARGS:-} ;;

@@ -42,7 +42,8 @@ status=0
 ctest --test-dir "$dir" --output-on-failure --no-tests=error --parallel "$jobs" --timeout 900 \
   --output-junit "$PWD/$reports/ctest.xml" 2>&1 | grep -vE '^ +Start |Passed +[0-9.]+ sec$' || status=$?
 read -ra extra <<<"${PYTEST_ARGS:-}"
-env ${preload[@]+"${preload[@]}"} VICUS_CLI="$PWD/$dir/src/cli/vicus" VICUS_BRIDGE="$PWD/$dir/tests/bridge/libvicus_bridge.so" \
+env ${preload[@]+"${preload[@]}"} VICUS_CLI="$PWD/$dir/src/cli/vicus" VICUS_CONTEXTS="$PWD/$dir/tests/gpu/gpu_contexts" \
+  VICUS_BRIDGE="$PWD/$dir/tests/bridge/libvicus_bridge.so" \
   VICUS_BUILD="$PWD/$dir" VICUS_LIBRARY="$PWD/$dir/src/torch/_C.so" PYTHONPATH="$PWD/python" .venv/bin/python -m pytest -q -n "$jobs" --junitxml="$reports/pytest.xml" \
   ${extra[@]+"${extra[@]}"} "${python_tests[@]}" || status=$?
 # Results measured on GPUs age when kernels change; that is no failure.
