@@ -25,14 +25,14 @@ import gpu_evidence
 
 TESTS = gpu_evidence.ROOT / "tests"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-# Kernel tests, and those of the package that compile FlexAttention.
-DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py")
+# Kernel tests, and those of the package that compile FlexAttention or compare with cuDNN.
+DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py", "tests/nn/test_layer_gpu.py")
 # Tests of the package that run with CUDA tensors when they are told to (--device).
 ANY_DEVICE = ("tests/torch/test_functional.py",)
 # The tests of kernel texts, which need no GPU and run in `make test`.
 NEED_NO_GPU = ("tests/gpu/test_specs.py",)
 # Tests of what a machine may not have beside the package, by the variable that names it.
-NEED_MORE = {"VICUS_CLI": ("tests/gpu/test_gpu_cli.py",)}
+NEED_MORE = {"VICUS_CLI": ("tests/gpu/test_gpu_cli.py",), "VICUS_CONTEXTS": ("tests/gpu/test_gpu_contexts.py",)}
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -78,7 +78,9 @@ def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
         return None
 
 
-def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], logs: Path) -> dict[str, Any]:
+def run_pytest(
+    arguments: argparse.Namespace, name: str, given: list[str], logs: Path, workers: int = 1
+) -> dict[str, Any]:
     """One run of pytest. A run that did not end by itself is a failure of its own, beside what it had found."""
     progress, log = logs / f"progress-{name}.jsonl", logs / f"pytest-{name}.log"
     progress.unlink(missing_ok=True)
@@ -88,6 +90,9 @@ def run_pytest(arguments: argparse.Namespace, name: str, given: list[str], logs:
     search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"VICUS_TEST_PROGRESS": str(progress), "PYTHONPATH": search}
     environment.pop("PYTEST_XDIST_WORKER", None)  # where this runs inside a test
+    # Oracles compute on the CPU, too: as many threads as there are cores, in every process, would only get in each
+    # other's way.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
     with log.open("w") as out:
         left = arguments.deadline - time.monotonic()
         code = run_for(left, command, cwd=gpu_evidence.ROOT, stdout=out, env=environment)
@@ -145,13 +150,11 @@ def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
         print("gpu-test: pytest-xdist is not installed: one process, which takes long", file=sys.stderr)
         workers = 1
     chosen = [f"--gpu-cases={arguments.gpu_cases}", *(arguments.tests or DEFAULT_TESTS)]
-    runs = {
-        "together": ["-m", "not alone", *(["-n", str(workers)] if workers > 1 else []), *chosen],
-        "alone": ["-m", "alone", *chosen],
-    }
+    together = ["-n", str(workers)] if workers > 1 else []
+    runs = {"together": (["-m", "not alone", *together, *chosen], workers), "alone": (["-m", "alone", *chosen], 1)}
     if not arguments.tests:
-        runs["package"] = ["--device=cuda", *ANY_DEVICE]
-    parts = [run_pytest(arguments, name, given, logs) for name, given in runs.items()]
+        runs["package"] = (["--device=cuda", *together, *ANY_DEVICE], workers)
+    parts = [run_pytest(arguments, name, given, logs, workers) for name, (given, workers) in runs.items()]
     return combine(parts) | {"left_out": left_out()}
 
 

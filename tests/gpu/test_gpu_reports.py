@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import gpu
@@ -91,9 +93,20 @@ def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
 def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
     (tmp_path / "test_slow.py").write_text(
         "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_right(): pass\n"
-        "def test_slow():\n    time.sleep(60)\n"
+        "def test_slow():\n    time.sleep(600)\n"
     )
-    arguments = gpu_test.parse_arguments(["--seconds", "20"])
+    progress = tmp_path / "progress-cut.jsonl"
+
+    class UntilTheSlowOne(subprocess.Popen):
+        """Time is up when the other two are done, however long that takes."""
+
+        def wait(self, timeout=None):
+            while self.poll() is None and (not progress.exists() or progress.read_text().count("\n") < 2):
+                time.sleep(0.05)
+            return super().wait(timeout and 0.1)
+
+    monkeypatch.setattr(subprocess, "Popen", UntilTheSlowOne)
+    arguments = gpu_test.parse_arguments([])
     found = gpu_test.run_pytest(arguments, "cut", [str(tmp_path / "test_slow.py")], tmp_path)
     assert (found["passed"], found["failed"]) == (1, 2)
     assert "1 == 2" in found["failures"][0]["message"]
@@ -101,11 +114,13 @@ def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
 
 
 def test_files_that_cannot_run_are_named(monkeypatch):
-    monkeypatch.setenv("VICUS_CLI", "/bin/vicus")
+    for name in gpu_test.NEED_MORE:
+        monkeypatch.setenv(name, "/bin/program")
     assert gpu_test.left_out() == {}
-    monkeypatch.delenv("VICUS_CLI")
-    (path,) = gpu_test.left_out()
-    assert (gpu_evidence.ROOT / path).is_file()
+    for name in gpu_test.NEED_MORE:
+        monkeypatch.delenv(name)
+    paths = gpu_test.left_out()
+    assert len(paths) == 2 and all((gpu_evidence.ROOT / path).is_file() for path in paths)
     assert all((gpu_evidence.ROOT / path).is_file() for path in gpu_test.NEED_NO_GPU)
 
 
