@@ -58,7 +58,8 @@ struct CompileResult {
 
 /// Compiles every kernel that calls for `problems` may launch, each once, and writes it to `directory`, which is made if
 /// need be; kernels that are there are kept. Several processes may write to one directory. `progress`, if there is one, is
-/// called with the number of kernels done and their total, and may throw to end the work.
+/// called with the number of kernels done and their total, and may throw to end the work. Compiles as many at a time as
+/// there are cores; `progress` is called from one thread at a time.
 ///
 /// Throws InvalidArgument for a problem that breaks a rule (problems[1].heads), Unsupported where no GPU engine takes a
 /// problem or there is no compiler for a target, CompileError, and std::runtime_error where the directory cannot be

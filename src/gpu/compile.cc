@@ -1,12 +1,14 @@
 #include "vicus/compile.h"
 
 #include <filesystem>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
 
 #include "gpu/kernels.h"
+#include "jit/at_once.h"
 #include "jit/compile.h"
 #include "vicus/error.h"
 
@@ -89,21 +91,26 @@ CompileResult compile(std::span<const Problem> problems, const std::string& dire
   if (failed) throw std::runtime_error("directory '" + directory + "' cannot be made: " + failed.message());
   CompileResult result{.kernels = {}, .skipped = std::move(work.skipped)};
   if (progress) progress(0, work.wanted.size());
-  for (const Wanted& each : work.wanted) {
+  result.kernels.resize(work.wanted.size());
+  std::mutex mutex;  // of the progress
+  std::size_t done = 0;
+  jit::at_once(work.wanted.size(), [&](std::size_t i) {
+    const Wanted& each = work.wanted[i];
     const jit::Source source = source_of(each.spec);
     const jit::CompileReport report = jit::prebuild(source, each.arch, directory);
-    result.kernels.push_back({.name = name_of(source),
-                              .arch = name_of(each.arch),
-                              .problem = each.problem,
-                              .threads = each.spec.threads(),
-                              .registers = report.registers,
-                              .shared_bytes = shared_bytes(each.spec) + report.shared_bytes,
-                              .stack_bytes = report.stack_bytes,
-                              .spill_bytes = report.spill_store_bytes + report.spill_load_bytes,
-                              .seconds = report.seconds,
-                              .from_cache = report.from_cache});
-    if (progress) progress(result.kernels.size(), work.wanted.size());
-  }
+    result.kernels[i] = {.name = name_of(source),
+                         .arch = name_of(each.arch),
+                         .problem = each.problem,
+                         .threads = each.spec.threads(),
+                         .registers = report.registers,
+                         .shared_bytes = shared_bytes(each.spec) + report.shared_bytes,
+                         .stack_bytes = report.stack_bytes,
+                         .spill_bytes = report.spill_store_bytes + report.spill_load_bytes,
+                         .seconds = report.seconds,
+                         .from_cache = report.from_cache};
+    const std::lock_guard lock(mutex);
+    if (progress) progress(++done, work.wanted.size());
+  });
   return result;
 }
 

@@ -94,18 +94,6 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
   return rows;
 }
 
-// In scratch memory, where the plan has several parts.
-KeyParts key_parts_of(const Plan& plan, void* scratch) {
-  const Problem& p = plan.problem;
-  KeyParts parts;
-  parts.count = plan.gpu.forward.key_parts;
-  if (parts.count == 1) return parts;
-  parts.rows = p.batch * p.queries() * p.heads;
-  parts.output = scratch_rows(p, scratch, p.head_dim_v);
-  parts.logsumexp = scratch_rows(p, static_cast<float*>(scratch) + parts.count * parts.rows * p.head_dim_v, 1);
-  return parts;
-}
-
 std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
   args.work.head_blocks = head_blocks(args, spec);
   return cut(args.work, longest_queries(p), spec.tile_q) * geometry::ceil_div(args.work.head_blocks, spec.turns) *
@@ -225,6 +213,14 @@ void launch_all(const Loaded& kernels, const Backward& call, Args& args, const F
   }
 }
 
+/// Where the tensors are; those without elements are nowhere. -1: none has any.
+int device_of(std::initializer_list<ConstTensorView> tensors) {
+  for (const ConstTensorView& tensor : tensors) {
+    if (tensor && tensor.numel() > 0) return jit::device_of(tensor.data());
+  }
+  return -1;
+}
+
 void backward_plain(const Loaded& kernels, const Backward& call) {
   const Problem& p = call.plan.problem;
   PlainBackwardArgs args;
@@ -274,9 +270,6 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
                                              .bias_type = bias_type_of(p, in)}),
                        stream);
   const Lists lists(p, in, device, stream);
-  const bool boxes = kernels.specs().begin()->kernel == Kernel::sm90_forward;
-  const Scratch scratch(boxes ? plan.gpu.forward_scratch_bytes : 0, stream);
-  const KeyParts parts = key_parts_of(plan, scratch.data());
   PlainForwardArgs args;
   fill(args.forward, p, in, lists);
   args.scale_log2 = p.effective_scale() * std::numbers::log2e;
@@ -291,9 +284,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
       kernels.launch(spec, {tiles, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
     } else if (spec.kernel == Kernel::sm90_forward) {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
-      launch_boxes(kernels, spec, plan, in, args.forward, parts, tiles);
-    } else if (spec.kernel == Kernel::merge_parts) {
-      launch_merge(kernels, spec, p, args.forward, parts);
+      launch_boxes(kernels, spec, plan, in, args.forward, tiles);
     } else {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
       kernels.launch(spec, tiles, args.forward);
@@ -307,7 +298,8 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   if (p.batch == 0) return;
   require_type("logsumexp", grads.logsumexp, p.dtype);
   require_type("grad_logsumexp", grads.grad_logsumexp, p.dtype);
-  const int device = jit::device_of(in.query.data());
+  const int device = device_of({in.query, in.key, in.additional_keys, out.rpb});
+  if (device < 0) return;  // nothing anywhere
   const jit::ContextGuard context(device);
   const bool vectors =
       aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
@@ -333,7 +325,8 @@ void prepare(const Plan& plan, const CallSet& calls, int device) {
                           "one of " + name_of(planned) + ", which the plan is for");
   }
   const jit::ContextGuard context(here.ordinal);
-  for (const Spec& spec : kernels_of(plan, calls)) kernel_cache().load(spec, source_of);
+  const std::vector<Spec> specs = kernels_of(plan, calls);
+  kernel_cache().load(specs, source_of);
 }
 
 }  // namespace vicus::gpu

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 #include <string>
 
 #include "vicus/error.h"
@@ -55,9 +56,15 @@ jit::KernelCache<Spec>& kernel_cache() {
 }
 
 Loaded::Loaded(const Kernels& kernels, void* stream) : kernels_(kernels), stream_(stream) {
-  for (std::size_t i = 0; i < kernels_.size(); ++i) {
-    loaded_.at(i) = &kernel_cache().get(kernels_.begin()[i], stream, source_of);
-  }
+  const std::span<const Spec> specs(kernels_.begin(), kernels_.size());
+  const auto find_all = [&] {
+    for (std::size_t i = 0; i < specs.size(); ++i) loaded_.at(i) = kernel_cache().find(specs[i]);
+    return std::find(loaded_.begin(), loaded_.begin() + specs.size(), nullptr) == loaded_.begin() + specs.size();
+  };
+  if (find_all()) return;
+  jit::refuse_capture(stream);
+  kernel_cache().load(specs, source_of);
+  find_all();
 }
 
 void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t arg_bytes) const {
@@ -80,6 +87,7 @@ Scratch::~Scratch() {
 }
 
 void Scratch::clear(std::size_t bytes) {
+  if (bytes == 0) return;
   jit::check(jit::driver().cuMemsetD8Async(data_, 0, bytes, stream_), "cuMemsetD8Async", "clearing scratch");
 }
 

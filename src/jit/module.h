@@ -11,8 +11,10 @@
 #include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <span>
 #include <string>
 
+#include "jit/at_once.h"
 #include "jit/compile.h"
 #include "jit/device.h"
 #include "jit/driver.h"
@@ -60,11 +62,18 @@ class KernelCache {
     return find_or_make(key, make_source, [stream] { refuse_capture(stream); });
   }
 
-  /// The same whatever is being captured: loading is no work of a stream.
+  /// The same for many, whatever is being captured: loading is no work of a stream. Compiles several at a time.
   template <class MakeSource>
-  const Kernel& load(const Key& key, const MakeSource& make_source) {
-    return find_or_make(key, make_source, [] {});
+  void load(std::span<const Key> keys, const MakeSource& make_source) {
+    const CUcontext context = thread_context();
+    at_once(keys.size(), [&](std::size_t i) {
+      const ContextGuard guard(context);
+      find_or_make(keys[i], make_source, [] {});
+    });
   }
+
+  /// The kernel of `key` in the current context, null where it is not loaded.
+  const Kernel* find(const Key& key) { return find(Place{current_context(), key}); }
 
  private:
   struct Place {
@@ -83,11 +92,7 @@ class KernelCache {
   template <class MakeSource, class Before>
   const Kernel& find_or_make(const Key& key, const MakeSource& make_source, const Before& before) {
     const Place place{current_context(), key};
-    {
-      const std::shared_lock lock(mutex_);
-      const auto found = slots_.find(place);
-      if (found != slots_.end() && found->second.ready.load(std::memory_order_acquire)) return found->second.kernel;
-    }
+    if (const Kernel* const found = find(place)) return *found;
     Slot& slot = slot_of(place);
     const std::lock_guard lock(slot.mutex);
     if (!slot.ready.load(std::memory_order_relaxed)) {
@@ -96,6 +101,13 @@ class KernelCache {
       slot.ready.store(true, std::memory_order_release);
     }
     return slot.kernel;
+  }
+
+  const Kernel* find(const Place& place) {
+    const std::shared_lock lock(mutex_);
+    const auto found = slots_.find(place);
+    if (found == slots_.end() || !found->second.ready.load(std::memory_order_acquire)) return nullptr;
+    return &found->second.kernel;
   }
 
   Slot& slot_of(const Place& place) {

@@ -174,10 +174,11 @@ def test_head_dims_beyond_the_largest():
         attend(inputs)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(0, 5), (5, 0)])
-def test_empty_problems(queries, keys):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [(0, 5), (5, 0), (0, 0)])
+def test_empty_problems(queries, keys, dtype):
     shapes = [(1, queries, 2, 16), (1, keys, 2, 16), (1, keys, 2, 16)]
-    leaves = [randn(*shape, dtype=torch.float32).requires_grad_() for shape in shapes]
+    leaves = [randn(*shape, dtype=dtype).requires_grad_() for shape in shapes]
     output, logsumexp = attend(leaves)
     assert output.shape == (1, queries, 2, 16) and (output == 0).all()
     assert (logsumexp == -torch.inf).all()

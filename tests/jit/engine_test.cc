@@ -264,6 +264,26 @@ TEST_F(GpuCalls, Float64WantsALogsumexpOfItsType) {
   EXPECT_EQ(events(), std::vector<std::string>{});
 }
 
+TEST_F(GpuCalls, WithoutQueriesTheGradientsOfKeysAreStillWritten) {
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    problem.dtype = dtype;
+    problem.layout = 0;
+    problem.mask = Dense{.keys = 5};
+    const Plan p = plan();
+    Data data(p.problem);
+    for (ConstTensorView* const empty : {&data.inputs.query, &data.arrived.output, &data.arrived.grad_output}) {
+      *empty = ConstTensorView(nullptr, dtype, *empty);  // as PyTorch has it
+    }
+    data.wanted.query = TensorView(nullptr, dtype, data.wanted.query);
+    forget();
+    backward(p, data.inputs, data.arrived, data.wanted, &stream);
+    const std::vector<std::string> seen = events();
+    EXPECT_TRUE(std::any_of(seen.begin(), seen.end(), [](const std::string& e) {
+      return e.starts_with("launch ") && e.find("backward_keys") != std::string::npos;
+    }));
+  }
+}
+
 TEST_F(GpuCalls, OtherEnginesNeedNoPreparation) {
   const int loads = fake.loads;
   prepare(choose_plan(problem, {.engine = Engine::cpu}));
