@@ -3,7 +3,8 @@
 //
 // Every constructor throws Unsupported where there is no driver or GPU, InvalidArgument for a device that is not there, and
 // DriverError where the driver refuses. Objects live in the context that is the thread's where they are made, if that is of
-// their device, else in the primary context, the one of the CUDA runtime; they may be used and end anywhere.
+// their device, else in the primary context, the one of the CUDA runtime; they may be used and end
+// anywhere, but before that context does.
 #ifndef VICUS_DEVICE_H_
 #define VICUS_DEVICE_H_
 

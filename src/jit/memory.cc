@@ -15,8 +15,8 @@ using jit::driver;
 
 jit::CUdeviceptr address(void* data) { return reinterpret_cast<jit::CUdeviceptr>(data); }
 
-/// Does what ends an object of `context`. Where the context itself has ended, and in a child of fork(), nothing is left
-/// to be ended.
+/// Does what ends an object of `context`. When the driver has ended, as at the exit of a process, and in a child of
+/// fork(), nothing is left to be ended.
 template <class End>
 void in_context(jit::CUcontext context, const End& end) noexcept {
   try {

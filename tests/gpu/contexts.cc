@@ -186,17 +186,14 @@ std::vector<std::string> differences(const Driver& driver, const Plan& plan) {
     if (count > 0) found.push_back("thread " + std::to_string(i) + ", " + std::to_string(count) + " times");
   }
 
-  // Memory outlives what made it, and a context what it holds.
   {
     driver.enter(one);
     const Tensor kept(DType::float32, {1000}, 5);
     driver.enter(two);
     if (kept.bytes() != numbers(DType::float32, 1000, 5)) found.emplace_back("memory read from another context");
-    const Tensor lost(DType::float32, {1000});
-    driver.enter(nullptr);
-    driver.destroy(two);
   }
   driver.enter(nullptr);
+  driver.destroy(two);
   driver.destroy(one);
   compare("the primary context after all others");
   return found;
@@ -211,8 +208,8 @@ int main() {
     const vicus::Driver driver;
     for (const auto& [name, plan] : vicus::plans()) {
       const std::vector<std::string> found = vicus::differences(driver, plan);
-      std::cout << name << ": " << (found.empty() ? "the same everywhere" : "differs") << '\n';
-      for (const std::string& where : found) std::cout << "  " << where << '\n';
+      std::cout << name << ": " << (found.empty() ? "the same everywhere" : "differs") << std::endl;
+      for (const std::string& where : found) std::cout << "  " << where << std::endl;
       if (!found.empty()) status = 1;
     }
   } catch (const std::exception& error) {

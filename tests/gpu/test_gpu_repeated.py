@@ -17,9 +17,10 @@ PROBLEMS = {
     "sliding": dense(2000, 2000, "bottom_right", left=300, right=0, heads=8, dim=128),
     "more tokens": neighborhood((40, 40), (9, 8), heads=8, dim=64, additional_tokens=30),
     "1d causal": neighborhood((3000,), 256, heads=4, kv=1, dim=128, causal=1),
-    "2d": neighborhood((56, 57), 13, heads=8, dim=96),
+    "2d small": neighborhood((56, 57), 7, heads=8, dim=96),
+    "2d": neighborhood((56, 57), 21, heads=8, dim=96),
     "2d step": neighborhood((64, 64), 16, step=16, heads=8, dim=128),
-    "3d dilated": neighborhood((8, 24, 24), (3, 7, 7), dilation=(1, 2, 3), heads=8, dim=64, dtype="float16"),
+    "3d dilated": neighborhood((12, 36, 36), (5, 11, 11), dilation=(1, 2, 2), heads=8, dim=64, dtype="float16"),
 }
 
 
