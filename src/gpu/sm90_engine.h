@@ -13,20 +13,9 @@ namespace vicus::gpu {
 /// Whether the copy engine can address the rows of all inputs, which start at multiples of 16 bytes.
 [[nodiscard]] bool addressable(const Problem& problem, const AttentionInputs& in);
 
-/// What parts of the keys give, in scratch: `count` outputs and logsumexps in float32, each of `rows` rows.
-struct KeyParts {
-  int count = 1;
-  std::int64_t rows = 0;
-  Rows output, logsumexp;  ///< of the first part
-};
-
-/// `args` is complete, `tiles` counts tiles of queries. Throws Unsupported for more tiles than an int counts.
+/// `args` is complete, `blocks` counts its tiles. Throws Unsupported for more tiles than an int counts.
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
-                  const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles);
-
-/// Merges them into the output and the logsumexp of `args`.
-void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& problem, const ForwardArgs& args,
-                  const KeyParts& parts);
+                  const ForwardArgs& args, std::int64_t blocks);
 
 }  // namespace vicus::gpu
 
