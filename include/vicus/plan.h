@@ -66,9 +66,10 @@ struct GpuTarget {
 
 struct PlanOptions {
   Engine engine = Engine::automatic;
-  int threads = 0;              ///< CPU threads; 0 means as many as there are and the work is worth
-  std::array<int, 3> tile_q{};  ///< query tile, trailing axes last; zeros let the planner search
-  int rows = 0;                 ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
+  int threads = 0;               ///< CPU threads; 0 means as many as there are and the work is worth
+  std::array<int, 3> tile_q{};   ///< query tile, trailing axes last; zeros let the planner search
+  std::array<int, 3> tile_kv{};  ///< engine sm90: key tile, likewise; tiles that it does not have are not looked for
+  int rows = 0;                  ///< query rows of a tile: 16, 32 or 64; 0 lets the planner search
   BackwardOptions backward = {};
   GpuTarget gpu = {};  ///< engines sm80 and sm90; where it is set, automatic means the faster of the two
   friend bool operator==(const PlanOptions&, const PlanOptions&) = default;
@@ -141,6 +142,7 @@ struct GpuKernelPlan {
   bool hold = true;               ///< backward: the block's own rows stay in registers
   int stack_axis = 2;             ///< warpgroups: a query tile is cut along this axis into one box of each
   bool ping_pong = false;         ///< warpgroups: they take turns at the tensor cores
+  int key_parts = 1;              ///< warpgroups: blocks that share out the keys of a query tile; a kernel merges them
   int blocks_per_multiprocessor = 0;
   int shared_bytes = 0;
   std::int64_t blocks = 0;
@@ -150,7 +152,8 @@ struct GpuKernelPlan {
 struct GpuPlan {
   GpuTarget device;
   GpuKernelPlan forward, backward_queries, backward_keys;
-  GpuKernelPlan forward_unboxed;  ///< engine sm90: of calls whose tensors the copy engine cannot address
+  GpuKernelPlan forward_unboxed;          ///< engine sm90: of calls whose tensors the copy engine cannot address
+  std::size_t forward_scratch_bytes = 0;  ///< engine sm90: for what parts of the keys give
   /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
   /// a kernel of their own computes them.
   bool add_queries = false;
@@ -162,7 +165,9 @@ struct GpuPlan {
 struct TileCandidate {
   QueryTile tile;
   double work_ratio = 0;
-  double cost = 0;  ///< estimated cycles of one core, relative measure
+  double cost = 0;               ///< estimated cycles of one core, relative measure
+  std::array<int, 3> kv_tile{};  ///< engine sm90: the best tile of keys with it
+  int key_parts = 1;             ///< engine sm90: as in GpuKernelPlan
 };
 
 struct Plan {
@@ -177,7 +182,7 @@ struct Plan {
   double forward_bytes = 0, backward_bytes = 0;  ///< each tensor moved once
   ForwardPlan forward;                           ///< engine cpu
   BackwardPlan backward;                         ///< engine cpu
-  std::vector<TileCandidate> candidates;         ///< engine cpu, best first
+  std::vector<TileCandidate> candidates;         ///< engines cpu and sm90, best first
   GpuPlan gpu;                                   ///< engines sm80 and sm90
 };
 

@@ -16,7 +16,7 @@ from vicus.types import KernelSchedule
 Axes = tuple[int, ...]
 Flags = tuple[bool, ...]
 
-_ENGINES = {"auto": 0, "reference": 1, "cpu": 2}
+_ENGINES = {"auto": 0, "reference": 1, "cpu": 2, "sm80": 3, "sm90": 4}
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NO_EXTENTS = (0, 0, 0)
 
@@ -304,20 +304,22 @@ def pack_options(
     kv_splits: tuple[int, int, int] = _NO_EXTENTS,
     q_tile: tuple[int, int, int] = _NO_EXTENTS,
     backward_q_tile: tuple[int, int, int] = _NO_EXTENTS,
+    kv_tile: tuple[int, int, int] = _NO_EXTENTS,
 ) -> tuple[int, ...]:
     """The operators' argument `options` (read by `plan_options` in src/torch/plans.cc).
 
     Args:
-        engine: `"auto"`, `"reference"` or `"cpu"`.
+        engine: `"auto"`, `"reference"` or `"cpu"`; of tensors on a GPU `"auto"`, `"sm80"` or `"sm90"`.
         deterministic: Whether gradients must be bit-identical from run to run.
         kv_parallelism: Whether the backward pass may split the keys.
         memory_preference: 0 default, 1 strict, 2 unrestricted.
         kv_splits: Key splits per axis, zeros for the engine's choice.
         q_tile: Query tile of the forward pass, zeros for the engine's choice.
         backward_q_tile: The same for the backward pass.
+        kv_tile: Key tile of the forward pass, zeros for the engine's choice.
 
     Returns:
-        Nothing when everything has its default, otherwise 13 integers.
+        Nothing when everything has its default, otherwise 16 integers.
     """
     packed = (
         _ENGINES[engine],
@@ -327,11 +329,12 @@ def pack_options(
         *kv_splits,
         *q_tile,
         *backward_q_tile,
+        *kv_tile,
     )
     return () if packed == _DEFAULT_OPTIONS else packed
 
 
-_DEFAULT_OPTIONS = (0, 0, 1, 0, *_NO_EXTENTS, *_NO_EXTENTS, *_NO_EXTENTS)
+_DEFAULT_OPTIONS = (0, 0, 1, 0, *_NO_EXTENTS, *_NO_EXTENTS, *_NO_EXTENTS, *_NO_EXTENTS)
 
 
 def autocasting(kind: str) -> bool:

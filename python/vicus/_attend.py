@@ -166,7 +166,7 @@ def _options(
 ) -> tuple[int, ...]:
     """The operators' options. `tiles` are queries and keys of the forward pass, then of the backward pass."""
     names = (f"q_tile_{what}", f"kv_tile_{what}", f"backward_q_tile_{what}", f"backward_kv_tile_{what}")
-    q_tile, _, backward_q_tile, _ = (
+    q_tile, kv_tile, backward_q_tile, _ = (
         _arguments.extents(name, tile, rank) for name, tile in zip(names, tiles, strict=True)
     )
     switched, kv_parallelism, memory = context.backward_flags()
@@ -179,6 +179,7 @@ def _options(
         _arguments.extents("backward_kv_splits", splits, rank),
         q_tile,
         backward_q_tile,
+        kv_tile,
     )
 
 

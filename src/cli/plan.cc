@@ -49,7 +49,9 @@ void add_plan(CLI::App& app, Context& context) {
   add_shape_options(*command, options->shape);
   add_mask_options(*command, options->mask);
   add_engine_options(*command, options->engine);
-  command->add_option("--arch", options->arch, "With --engine sm80: sm_80, sm_90, ... [the first GPU of this machine]")
+  command
+      ->add_option("--arch", options->arch,
+                   "With --engine sm80 or sm90: sm_80, sm_90, ... [the first GPU of this machine]")
       ->type_name("NAME");
   command->add_flag("--json", options->json, "Print JSON");
   command->callback(

@@ -1,6 +1,7 @@
 #include "cli/plan_json.h"
 
 #include <string_view>
+#include <utility>
 
 namespace vicus::cli {
 namespace {
@@ -88,6 +89,10 @@ Json to_json(const GpuKernelPlan& plan) {
     json["thread_rows"] = plan.thread_rows;
     json["depth"] = plan.depth;
     json["wide"] = plan.wide;
+  } else if (plan.family == GpuKernels::warpgroups) {
+    json["stack_axis"] = plan.stack_axis;
+    json["ping_pong"] = plan.ping_pong;
+    json["key_parts"] = plan.key_parts;
   } else {
     json["row_blocks"] = plan.row_blocks;
     json["turns"] = plan.turns;
@@ -131,8 +136,18 @@ Json to_json(const Plan& plan) {
                {"backward_flops", plan.backward_flops},
                {"forward_bytes", plan.forward_bytes},
                {"backward_bytes", plan.backward_bytes}};
+  if (!plan.candidates.empty()) json["candidates"] = Json::array();
+  for (const TileCandidate& candidate : plan.candidates) {
+    Json c = {{"tile", to_json(candidate.tile)}, {"work_ratio", candidate.work_ratio}, {"cost", candidate.cost}};
+    if (runs_on_gpu(plan.engine)) {
+      c["kv_tile"] = candidate.kv_tile;
+      c["key_parts"] = candidate.key_parts;
+    }
+    json["candidates"].push_back(std::move(c));
+  }
   if (runs_on_gpu(plan.engine)) {
     json["forward"] = to_json(plan.gpu.forward);
+    json["forward"]["scratch_bytes"] = plan.gpu.forward_scratch_bytes;
     json["backward"] = {{"add_queries", plan.gpu.add_queries},
                         {"scratch_bytes", plan.gpu.backward_scratch_bytes},
                         {"keys", to_json(plan.gpu.backward_keys)}};
@@ -142,11 +157,6 @@ Json to_json(const Plan& plan) {
   if (plan.engine != Engine::cpu) return json;  // the fields below are those of the tiled engine
   json["forward"] = to_json(plan.forward);
   json["backward"] = to_json(plan.backward);
-  json["candidates"] = Json::array();
-  for (const TileCandidate& candidate : plan.candidates) {
-    json["candidates"].push_back(
-        {{"tile", to_json(candidate.tile)}, {"work_ratio", candidate.work_ratio}, {"cost", candidate.cost}});
-  }
   return json;
 }
 

@@ -65,9 +65,26 @@ std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
               ? format("         a warp has %s queries and meets %s keys of a tile\n",
                        extent_text(kernel.warp_tile, rank).c_str(), extent_text(kernel.warp_keys, rank).c_str())
               : std::string()) +
+         (kernel.key_parts > 1 ? format("         keys in %d parts, merged afterwards\n", kernel.key_parts)
+                               : std::string()) +
          format("         work ratio %.3f, %lld blocks, %d on a multiprocessor, %d bytes of shared memory\n",
                 kernel.work.ratio(), static_cast<long long>(kernel.blocks), kernel.blocks_per_multiprocessor,
                 kernel.shared_bytes);
+}
+
+std::string describe(const std::vector<TileCandidate>& candidates, int rank) {
+  if (candidates.empty()) return "";
+  const bool gpu = candidates.front().kv_tile[0] > 0;
+  const double best = candidates.front().cost;
+  std::string text =
+      gpu ? "tiles considered (rows, extent, heads, key tile, parts of the keys, work ratio, relative cost)\n"
+          : "tiles considered (rows, extent, heads, work ratio, relative cost)\n";
+  for (const TileCandidate& c : candidates) {
+    text += format("         %3d %-10s x%-3d", c.tile.rows, extent_text(c.tile.extent, rank).c_str(), c.tile.heads);
+    if (gpu) text += format(" %-10s /%-3d", extent_text(c.kv_tile, rank).c_str(), c.key_parts);
+    text += format(" %.3f  %.3f\n", c.work_ratio, best > 0 ? c.cost / best : 1.0);
+  }
+  return text;
 }
 
 std::string describe(const GpuPlan& plan, int rank) {
@@ -237,7 +254,7 @@ std::string describe(const Plan& plan) {
       format("backward %s, keys in %lld parts of at most %lld\n",
              plan.backward.kv_splits == 1 ? "bit-exact from run to run" : "sums in no fixed order",
              static_cast<long long>(plan.backward.kv_splits), static_cast<long long>(plan.backward.kv_splits_allowed));
-  if (runs_on_gpu(plan.engine)) return text + describe(plan.gpu, rank);
+  if (runs_on_gpu(plan.engine)) return text + describe(plan.gpu, rank) + describe(plan.candidates, rank);
   if (plan.engine != Engine::cpu) return text;
   const ForwardPlan& f = plan.forward;
   text +=
@@ -255,13 +272,7 @@ std::string describe(const Plan& plan) {
       "thread\n",
       b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(), b.segment_heads,
       static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
-  const double best = plan.candidates.empty() ? 0 : plan.candidates.front().cost;
-  text += "tiles considered (rows, extent, work ratio, relative cost)\n";
-  for (const TileCandidate& c : plan.candidates) {
-    text += format("         %2d  %-10s x%-3d %.3f  %.3f\n", c.tile.rows, extent_text(c.tile.extent, rank).c_str(),
-                   c.tile.heads, c.work_ratio, best > 0 ? c.cost / best : 1.0);
-  }
-  return text;
+  return text + describe(plan.candidates, rank);
 }
 
 }  // namespace vicus

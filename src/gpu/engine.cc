@@ -94,6 +94,18 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
   return rows;
 }
 
+// In scratch memory, where the plan has several parts.
+KeyParts key_parts_of(const Plan& plan, void* scratch) {
+  const Problem& p = plan.problem;
+  KeyParts parts;
+  parts.count = plan.gpu.forward.key_parts;
+  if (parts.count == 1) return parts;
+  parts.rows = p.batch * p.queries() * p.heads;
+  parts.output = scratch_rows(p, scratch, p.head_dim_v);
+  parts.logsumexp = scratch_rows(p, static_cast<float*>(scratch) + parts.count * parts.rows * p.head_dim_v, 1);
+  return parts;
+}
+
 std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
   args.work.head_blocks = head_blocks(args, spec);
   return cut(args.work, longest_queries(p), spec.tile_q) * geometry::ceil_div(args.work.head_blocks, spec.turns) *
@@ -270,6 +282,9 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
                                              .bias_type = bias_type_of(p, in)}),
                        stream);
   const Lists lists(p, in, device, stream);
+  const bool boxes = kernels.specs().begin()->kernel == Kernel::sm90_forward;
+  const Scratch scratch(boxes ? plan.gpu.forward_scratch_bytes : 0, stream);
+  const KeyParts parts = key_parts_of(plan, scratch.data());
   PlainForwardArgs args;
   fill(args.forward, p, in, lists);
   args.scale_log2 = p.effective_scale() * std::numbers::log2e;
@@ -284,7 +299,9 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
       kernels.launch(spec, {tiles, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
     } else if (spec.kernel == Kernel::sm90_forward) {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
-      launch_boxes(kernels, spec, plan, in, args.forward, tiles);
+      launch_boxes(kernels, spec, plan, in, args.forward, parts, tiles);
+    } else if (spec.kernel == Kernel::merge_parts) {
+      launch_merge(kernels, spec, p, args.forward, parts);
     } else {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
       kernels.launch(spec, tiles, args.forward);

@@ -18,8 +18,14 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   if (!call.backward) {
     const bool planned = g.forward.family == GpuKernels::warpgroups;
     const GpuKernelPlan& otherwise = planned ? g.forward_unboxed : g.forward;
-    if (planned && call.boxes) add(Kernel::sm90_forward);
-    else add(otherwise.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
+    if (planned && call.boxes) {
+      add(Kernel::sm90_forward);
+      if (g.forward.key_parts > 1) {
+        list.add(merge_spec(Kernel::merge_parts, p.dtype, static_cast<int>(p.head_dim_v), call.vectors));
+      }
+    } else {
+      add(otherwise.family == GpuKernels::plain ? Kernel::plain_forward : Kernel::forward);
+    }
     if (rest) add(Kernel::packed_rest);
     return list;
   }

@@ -19,6 +19,8 @@ struct MergeArgs {
   Rows grad_outputs[kMaxMergeParts], grad_logsumexps[kMaxMergeParts];  ///< no data where not wanted
   Rows output, logsumexp;                                              ///< logsumexp: no data where not wanted
   Rows grad_output, grad_logsumexp;                                    ///< grad_logsumexp: no data where there is none
+  /// merge_parts: all parts are float32 and lie behind outputs[0] and logsumexps[0], this many rows from one to the next.
+  long long part_rows = 0;
   void* sums = nullptr;  ///< three numbers a row of the logsumexps' type; null: all parts are here
   bool first = false;
   int parts = 0;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/domain.h"
@@ -279,19 +280,25 @@ bool plan_backward(Plan& plan) {
 }
 
 /// Puts the forward pass of engine sm90 into the plan, where it is asked for or worth it.
-void prefer_boxes(Plan& plan, bool asked) {
+void prefer_boxes(Plan& plan, const PlanOptions& options) {
+  const bool asked = options.engine == Engine::sm90;
   constexpr double kFaster =
       1.5;  // a pair takes less time; by small windows, where both are equal there (notes/sm90.md)
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
-  const GpuKernelPlan boxes = possible ? plan_boxes(plan) : GpuKernelPlan();
+  auto [boxes, candidates] = possible ? plan_boxes(plan, options) : BoxPlan();
   if (asked && boxes.tile.rows == 0) {
     throw Unsupported("engine sm90 finds no tile for the dilation, head_dim " + std::to_string(plan.problem.head_dim) +
                       " and head_dim_v " + std::to_string(plan.problem.head_dim_v));
   }
-  if (boxes.tile.rows == 0 || (!asked && boxes.work.tile_pairs > kFaster * g.forward.work.tile_pairs)) return;
+  if (boxes.tile.rows == 0) return;
+  // Tiles that are too few for the machine go to the engine that shares out their keys.
+  if (!asked && boxes.key_parts == 1 && boxes.work.tile_pairs > kFaster * g.forward.work.tile_pairs) return;
   g.forward_unboxed = g.forward;
   g.forward = boxes;
+  g.forward_scratch_bytes =
+      boxes.key_parts > 1 ? static_cast<std::size_t>(boxes.key_parts) * part_bytes(plan.problem) : 0;
+  plan.candidates = std::move(candidates);
   plan.engine = Engine::sm90;
   if (!asked) plan.reason = "the fastest engine that takes the problem";
 }
@@ -337,7 +344,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward_scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
   if (!g.reason.empty()) log(LogLevel::info, "kernels without tensor cores: " + g.reason);
-  if (options.engine != Engine::sm80) prefer_boxes(plan, options.engine == Engine::sm90);
+  if (options.engine != Engine::sm80) prefer_boxes(plan, options);
 }
 
 }  // namespace vicus::gpu

@@ -2,7 +2,9 @@
 #ifndef VICUS_GPU_PLANNER_H_
 #define VICUS_GPU_PLANNER_H_
 
+#include <cstddef>
 #include <string>
+#include <vector>
 
 #include "vicus/plan.h"
 
@@ -14,8 +16,16 @@ namespace vicus::gpu {
 /// The same of the forward pass by boxes and warpgroups, engine sm90.
 [[nodiscard]] std::string supports_boxes(const Problem& problem);
 
-/// Tiles of that forward pass on `plan.gpu.device`: no rows where none fits.
-[[nodiscard]] GpuKernelPlan plan_boxes(const Plan& plan);
+/// Tiles of that forward pass on `plan.gpu.device`: no rows where none fits, and what was considered. Tiles that the
+/// options name are taken where there are such.
+struct BoxPlan {
+  GpuKernelPlan best;
+  std::vector<TileCandidate> candidates;
+};
+[[nodiscard]] BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options);
+
+/// Scratch for what one part of the keys gives there: its output and logsumexp.
+[[nodiscard]] std::size_t part_bytes(const Problem& problem);
 
 /// Fills `plan.gpu` for `options.gpu`, or the device of the calling thread where that is not set.
 void plan_problem(Plan& plan, const PlanOptions& options);

@@ -46,6 +46,9 @@ __device__ __forceinline__ void tma_load(u32 smem, const TensorMap& map, u32 bar
       : "memory");
 }
 
+// Makes what this thread wrote to shared memory seen by the copy engine and by warpgroup products.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kPending>

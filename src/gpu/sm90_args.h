@@ -3,6 +3,7 @@
 #define VICUS_GPU_SM90_ARGS_H_
 
 #include "args.h"
+#include "vicus/geometry.h"
 
 namespace vicus::gpu {
 
@@ -11,10 +12,24 @@ struct alignas(64) TensorMap {
   unsigned long long words[16] = {};
 };
 
+/// What the copy engine steps over in a box, and how long a box may be with that.
+inline constexpr int kMostDilation = 8, kMostSpan = 256;
+
+/// Loads that a line of `rows` positions takes, each a number of groups of 8 that the copy engine can step over.
+VICUS_GEOM int pieces_of(int rows, int dilation) {
+  int pieces = 1;
+  while ((pieces > 1 && rows % (8 * pieces) != 0) || (rows / pieces - 1) * dilation + 1 > kMostSpan) ++pieces;
+  return pieces;
+}
+
 struct Sm90Args {
   TensorMap query, key, value, additional_key, additional_value;
   ForwardArgs forward;
-  int blocks = 0;  ///< tiles of queries, of all heads and cells
+  int tiles = 0;  ///< of queries, of all heads and cells
+  int parts = 1;  ///< of the keys of each
+  /// Where there are several: float32 scratch [parts, B, *X, H, Dv] and [parts, B, *X, H], and rows of a part.
+  Rows part_output, part_logsumexp;
+  long long part_rows = 0;
 };
 
 }  // namespace vicus::gpu

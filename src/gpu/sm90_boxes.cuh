@@ -14,12 +14,12 @@ constexpr int kSlabs = (kHeadDim + kSlab - 1) / kSlab, kValueSlabs = (kHeadDimV 
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kWarpgroupThreads = 128;
 constexpr int kThreads = (1 + kWarpgroups) * kWarpgroupThreads;
-constexpr int kBoxRows = kPositions / kWarpgroups;  // of a warpgroup's rows, those that are positions
-constexpr bool kHeadAxis = kRank < 3;               // maps have an axis for heads; otherwise heads follow the features
+constexpr int kBoxRows = kPositions / kWarpgroups * kTileHeads;  // of a warpgroup's rows, those that are loaded
+constexpr bool kHeadAxis = kRank < 3;  // maps have an axis for heads; otherwise heads follow the features
 
 static_assert(kKeys % 16 == 0 && kKeys <= 256 && kPositions % kWarpgroups == 0 && kBoxRows <= kRows);
-static_assert(kTileQ[kStackAxis] % kWarpgroups == 0 && kTileHeads == 1);
-static_assert(kHeadAxis || kHeadDim % 16 == 0);  // features of the next head follow
+static_assert(kTileQ[kStackAxis] % kWarpgroups == 0);
+static_assert(kHeadAxis || (kHeadDim % 16 == 0 && kTileHeads == 1));  // features of the next head follow
 
 // What a tile of keys is to queries whose windows have this hull and core.
 __device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, int additional) {
@@ -59,31 +59,37 @@ __device__ __forceinline__ Position box_origin(const QueryTile& tile, int warpgr
   return p;
 }
 
-// Row r of a warpgroup: its box, row-major.
+// Row r of a warpgroup: its box, row-major, and of each position the heads of the tile.
 __device__ __forceinline__ Position box_position(const Position& origin, int row) {
+  const int n = row / kTileHeads;
   Position p = origin;
-  p.at[0] += row / (box_extent(1) * box_extent(2));
-  p.at[1] += row / box_extent(2) % box_extent(1);
-  p.at[2] += row % box_extent(2);
+  p.at[0] += n / (box_extent(1) * box_extent(2));
+  p.at[1] += n / box_extent(2) % box_extent(1);
+  p.at[2] += n % box_extent(2);
   return p;
 }
+__device__ __forceinline__ int box_head(const QueryTile& tile, int row) { return tile.head + row % kTileHeads; }
 
 __device__ __forceinline__ bool box_has(const QueryTile& tile, int row, const Position& p) {
-  bool inside = row < kBoxRows;
+  bool inside = row < kBoxRows && (kTileHeads == 1 || row % kTileHeads < tile.heads);
   for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < tile.box.axis[a].end;
   return inside;
 }
 
-// All slabs of a box of tokens, to slabs of `kSlabRows` rows. `head_step` is elements from head to head.
-template <int kBoxSlabs, int kSlabRows>
+// All slabs of a box of tokens, to slabs of `kSlabRows` rows. `head_step` is elements from head to head. A line is loaded in
+// pieces, of `kPiece` positions and `kPieceRows` rows; tokens are `step` apart.
+template <int kBoxSlabs, int kSlabRows, int kPieces = 1, int kPiece = 0, int kPieceRows = 0>
 __device__ __forceinline__ void load_box(const TensorMap& map, const u16* to, const u64& barrier, int batch, int head,
-                                         long long head_step, const Position& token) {
+                                         long long head_step, const Position& token, int step = 1) {
 #pragma unroll
   for (int s = 0; s < kBoxSlabs; ++s) {
     const u32 smem = smem_address(to + s * kSlabRows * kSlab);
     if constexpr (kHeadAxis) {
-      const int c[5] = {s * kSlab, head, token.at[2], token.at[1], batch};
-      tma_load(smem, map, smem_address(&barrier), c);
+#pragma unroll 1
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const int c[5] = {s * kSlab, head, token.at[2] + piece * kPiece * step, token.at[1], batch};
+        tma_load(smem + piece * kPieceRows * kSlab * 2, map, smem_address(&barrier), c);
+      }
     } else {
       const int c[5] = {s * kSlab + head * static_cast<int>(head_step), token.at[2], token.at[1], token.at[0], batch};
       tma_load(smem, map, smem_address(&barrier), c);

@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 
+#include "gpu/merge_args.h"
 #include "jit/driver.h"
 
 namespace vicus::gpu {
@@ -23,7 +24,7 @@ struct MapAxes {
   std::array<std::uint32_t, kMapRank> box{}, step{};
 };
 
-MapAxes axes_of(const ConstTensorView& t, int rank, const Extent& box, const Extent& dilation) {
+MapAxes axes_of(const ConstTensorView& t, int rank, int box_heads, const Extent& box, const Extent& dilation) {
   const auto bytes = static_cast<std::int64_t>(dtype_size(t.dtype()));
   const int tokens = t.dims() - 3;  // token axes, which trail in three
   MapAxes axes;
@@ -38,7 +39,7 @@ MapAxes axes_of(const ConstTensorView& t, int rank, const Extent& box, const Ext
   const std::int64_t heads = t.size(tokens + 1), head_step = t.stride(tokens + 1), width = t.size(tokens + 2);
   if (rank < 3) {
     add(width, 0, kSlab, 1);
-    add(heads, head_step, 1, 1);
+    add(heads, head_step, box_heads, 1);
   } else {
     add((heads - 1) * head_step + width, 0, kSlab, 1);
   }
@@ -53,7 +54,7 @@ MapAxes axes_of(const ConstTensorView& t, int rank, const Extent& box, const Ext
 
 bool addressable(const ConstTensorView& t, int rank) {
   if (!t) return true;
-  const MapAxes axes = axes_of(t, rank, {1, 1, 1}, {1, 1, 1});
+  const MapAxes axes = axes_of(t, rank, 1, {1, 1, 1}, {1, 1, 1});
   for (std::size_t i = 0; i < kMapRank; ++i) {
     const bool counted = axes.size.at(i) >= 1 && axes.size.at(i) <= std::numeric_limits<int>::max();
     if (!counted || (i > 0 && (axes.stride.at(i) == 0 || axes.stride.at(i) >= kMostStride))) return false;
@@ -61,10 +62,10 @@ bool addressable(const ConstTensorView& t, int rank) {
   return true;
 }
 
-TensorMap map_of(const ConstTensorView& t, int rank, const Extent& box, const Extent& dilation) {
+TensorMap map_of(const ConstTensorView& t, int rank, int heads, const Extent& box, const Extent& dilation) {
   TensorMap map;
   if (!t) return map;
-  const MapAxes axes = axes_of(t, rank, box, dilation);
+  const MapAxes axes = axes_of(t, rank, heads, box, dilation);
   const auto type = t.dtype() == DType::float16 ? jit::kTensorMapFloat16 : jit::kTensorMapBfloat16;
   jit::check(jit::driver().cuTensorMapEncodeTiled(
                  map.words, type, kMapRank, const_cast<void*>(t.data()), axes.size.data(), axes.stride.data() + 1,
@@ -84,20 +85,47 @@ bool addressable(const Problem& p, const AttentionInputs& in) {
 }
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
-                  const ForwardArgs& args, std::int64_t blocks) {
+                  const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles) {
+  const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
   Extent queries = spec.tile_q;
   queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
-  const Extent line = {1, 1, spec.keys()}, undilated = {1, 1, 1};
+  Extent keys = spec.tile_kv;
+  if (spec.rank == 1) {
+    queries[2] /= pieces_of(queries[2], spec.dilation[2]);
+    keys[2] /= pieces_of(keys[2], spec.dilation[2]);
+  }
+  const Extent line = {1, 1, spec.rank == 1 ? keys[2] : spec.keys()}, undilated = {1, 1, 1};
   Sm90Args all;
-  all.query = map_of(in.query, spec.rank, queries, spec.dilation);
-  all.key = map_of(in.key, spec.rank, spec.tile_kv, spec.dilation);
-  all.value = map_of(in.value, spec.rank, spec.tile_kv, spec.dilation);
-  all.additional_key = map_of(in.additional_keys, spec.rank, line, undilated);
-  all.additional_value = map_of(in.additional_values, spec.rank, line, undilated);
+  all.query = map_of(in.query, spec.rank, spec.tile_heads, queries, spec.dilation);
+  all.key = map_of(in.key, spec.rank, 1, keys, spec.dilation);
+  all.value = map_of(in.value, spec.rank, 1, keys, spec.dilation);
+  all.additional_key = map_of(in.additional_keys, spec.rank, 1, line, undilated);
+  all.additional_value = map_of(in.additional_values, spec.rank, 1, line, undilated);
   all.forward = args;
-  all.blocks = static_cast<int>(blocks);
+  all.tiles = static_cast<int>(tiles);
+  all.parts = parts.count;
+  all.part_output = parts.output;
+  all.part_logsumexp = parts.logsumexp;
+  all.part_rows = parts.rows;
   kernels.launch(spec, std::min<std::int64_t>(blocks, std::max(plan.gpu.device.multiprocessors, 1)), all);
+}
+
+void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args,
+                  const KeyParts& parts) {
+  const std::int64_t rows = p.queries() * p.heads, of_a_block = spec.threads() / spec.lanes;
+  require_countable("queries times heads", rows);
+  MergeArgs all;
+  all.outputs[0] = parts.output;
+  all.logsumexps[0] = parts.logsumexp;
+  all.part_rows = parts.rows;
+  all.parts = parts.count;
+  all.output = args.output;
+  all.logsumexp = args.logsumexp;
+  all.batch = static_cast<int>(p.batch);
+  all.heads = args.heads;
+  all.len[2] = static_cast<int>(p.queries());
+  kernels.launch(spec, {(rows + of_a_block - 1) / of_a_block, std::min(p.batch, kMostGridY)}, all);
 }
 
 }  // namespace vicus::gpu

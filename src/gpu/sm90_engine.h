@@ -13,9 +13,20 @@ namespace vicus::gpu {
 /// Whether the copy engine can address the rows of all inputs, which start at multiples of 16 bytes.
 [[nodiscard]] bool addressable(const Problem& problem, const AttentionInputs& in);
 
-/// `args` is complete, `blocks` counts its tiles. Throws Unsupported for more tiles than an int counts.
+/// What parts of the keys give, in scratch: `count` outputs and logsumexps in float32, each of `rows` rows.
+struct KeyParts {
+  int count = 1;
+  std::int64_t rows = 0;
+  Rows output, logsumexp;  ///< of the first part
+};
+
+/// `args` is complete, `tiles` counts tiles of queries. Throws Unsupported for more tiles than an int counts.
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
-                  const ForwardArgs& args, std::int64_t blocks);
+                  const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles);
+
+/// Merges them into the output and the logsumexp of `args`.
+void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& problem, const ForwardArgs& args,
+                  const KeyParts& parts);
 
 }  // namespace vicus::gpu
 

@@ -7,7 +7,7 @@
 // runs under another's products. Key tiles that no query of a warpgroup sees are skipped by it, those that every query
 // sees are not masked.
 //
-// Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it.
+// Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it; kCleared + w, of warpgroup w.
 #include "careful.cuh"
 #include "sm90_softmax.cuh"
 #include "sm90_store.cuh"
@@ -15,7 +15,7 @@
 
 namespace vicus::gpu {
 
-constexpr int kOrder = 1;
+constexpr int kOrder = 1, kCleared = 4;
 constexpr int kLoadRegisters = kWarpgroups == 3 ? 32 : 24, kMathRegisters = kWarpgroups == 3 ? 160 : 240;
 
 __device__ __forceinline__ void take_turn(int warpgroup) {
@@ -49,7 +49,6 @@ struct Products {
       wgmma_scores(scores, query + (slab * kRows * kSlab * 2 / 16 + at), key + (slab * kKeys * kSlab * 2 / 16 + at),
                    d > 0);
     }
-    wgmma_commit();
   }
   // out += weights . value, in flight
   __device__ __forceinline__ void start_sums(int stage) {
@@ -61,7 +60,6 @@ struct Products {
       wgmma_values(out, weights[k / 4], weights[k / 4 + 1], weights[k / 4 + 2], weights[k / 4 + 3],
                    value + k * kSlab * 2 / 16, 1);
     }
-    wgmma_commit();
   }
   __device__ __forceinline__ void scale_sums(const float (&factor)[2]) {
 #pragma unroll
@@ -78,8 +76,24 @@ struct Products {
   }
 };
 
+// Rows of a value tile from `present` on become zeros: what follows a sequence may be NaN, which weights of zero keep.
+// Every warpgroup does it for itself; where two meet, both write zeros.
+__device__ __forceinline__ void clear_values(Smem& smem, int stage, int present, int warpgroup) {
+  constexpr int kChunks = kSlab * 2 / 16;  // of a row
+  for (int slab = 0; slab < kValueSlabs; ++slab) {
+    uint4* const rows = reinterpret_cast<uint4*>(smem.value[stage][slab]);
+    for (int i = present * kChunks + static_cast<int>(threadIdx.x) % kWarpgroupThreads; i < kKeys * kChunks;
+         i += kWarpgroupThreads) {
+      rows[i] = uint4{0, 0, 0, 0};
+    }
+  }
+  fence_proxy_async();
+  barrier_sync(kCleared + warpgroup, kWarpgroupThreads);
+}
+
 // One warpgroup's rows of one tile of queries.
 struct Attend {
+  const Sm90Args& all;
   const ForwardArgs& args;
   Smem& smem;
   Products& p;
@@ -87,8 +101,11 @@ struct Attend {
   const int warpgroup;
   Ring& ring;  // the stage of the next key tile
   Ring before;
-  bool pending = false;  // weights of the tile at `before` wait for their product
-  bool noted = false;    // what the rows see
+  int present = 0;  // of the tile at `before`, where kRagged
+  int tiles_left = job.key_tiles;
+  TileUse use = TileUse::skip;  // of the tile at `ring`
+  bool pending = false;         // weights of the tile at `before` wait for their product
+  bool noted = false;           // what the rows see
   Softmax softmax;
 
   // Rows of this thread: this one and 8 more.
@@ -117,32 +134,39 @@ struct Attend {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&empty));
   }
 
+  // Steps over key tiles that no query of the warpgroup sees, to one that some do: false where there is none, or where
+  // weights that wait for their product hold the stage that the copy engine needs next.
+  __device__ __forceinline__ bool find_tile() {
+    for (; tiles_left > 0; --tiles_left, ring.next()) {
+      mbarrier_wait(smem_address(&smem.key_full[ring.stage]), ring.phase);
+      use = smem.key_tile[ring.stage].use[warpgroup];
+      if (use != TileUse::skip) return true;
+      if (pending && before.stage == ring.stage) return false;
+      take_turn(warpgroup);
+      give_turn(warpgroup);
+      leave(smem.key_empty[ring.stage]);
+      mbarrier_wait(smem_address(&smem.value_full[ring.stage]), ring.phase);
+      leave(smem.value_empty[ring.stage]);
+    }
+    return false;
+  }
+
   __device__ __forceinline__ void start_sums() {
     mbarrier_wait(smem_address(&smem.value_full[before.stage]), before.phase);
+    if (kRagged && present < kKeys) clear_values(smem, before.stage, present, warpgroup);
     p.start_sums(before.stage);
   }
 
-  __device__ __forceinline__ void finish_pending() {
-    start_sums();
-    wgmma_wait<0>();
-    hold(p.out);
-    leave(smem.value_empty[before.stage]);
-    pending = false;
-  }
-
-  // Scores of the tile at `ring` to weights, under the sums of the tile before if those are pending.
-  template <bool kPending, bool kMasked>
-  __device__ __forceinline__ void step() {
-    take_turn(warpgroup);
-    p.start_scores(ring.stage);
-    if constexpr (kPending) start_sums();
-    give_turn(warpgroup);
+  // Scores of the tile at `ring`, in flight, to weights; with `pending`, sums of the tile before are in flight, too.
+  template <bool kMasked>
+  __device__ __forceinline__ void weigh() {
     ThreadMask mask;
     if constexpr (kMasked) {
       if (!noted) note_windows();
       see_keys(&smem.seen[warpgroup][first_row()], smem.key_tile[ring.stage].walk, args.additional, mask);
     }
-    wgmma_wait<kPending ? 1 : 0>();
+    const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
+    wgmma_wait<1>();
     hold(p.scores);
     leave(smem.key_empty[ring.stage]);
     if constexpr (kMasked) hide_keys(mask, kNothing, p.scores);
@@ -150,48 +174,94 @@ struct Attend {
     softmax.step(p.scores, args.scale_log2, factor);
     hold(p.scores);  // weights are made while the sums are in flight
     if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
-      if constexpr (kPending) wgmma_wait<0>();
+      wgmma_wait<0>();
       hold(p.out);
       p.scale_sums(factor);
-    } else if constexpr (kPending) {
+    } else {
       wgmma_wait_other();
       hold(p.out);
     }
-    if constexpr (kPending) leave(smem.value_empty[before.stage]);
+    if (pending) leave(smem.value_empty[before.stage]);
     p.pack_weights();
     pending = true;
     before = ring;
-  }
-
-  __device__ __forceinline__ void skip() {
-    if (pending && before.stage == ring.stage) finish_pending();  // or the values to skip would never come
-    take_turn(warpgroup);
-    give_turn(warpgroup);
-    leave(smem.key_empty[ring.stage]);
-    mbarrier_wait(smem_address(&smem.value_full[ring.stage]), ring.phase);
-    leave(smem.value_empty[ring.stage]);
+    present = now_present;
+    ring.next();
+    --tiles_left;
   }
 
   __device__ __forceinline__ void run() {
-    const int key_tiles = job.key_tiles;
 #pragma unroll
     for (int i = 0; i < kHeadDimV / 2; ++i) p.out[i] = 0;
-    for (int t = 0; t < key_tiles; ++t) {
-      mbarrier_wait(smem_address(&smem.key_full[ring.stage]), ring.phase);
-      const TileUse use = smem.key_tile[ring.stage].use[warpgroup];
-      if (use == TileUse::skip) {
-        skip();
-      } else if (use == TileUse::masked) {
-        if (pending) step<true, true>();
-        else step<false, true>();
-      } else {
-        if (pending) step<true, false>();
-        else step<false, false>();
+    bool reading = true;  // the queries
+    while (find_tile()) {
+      take_turn(warpgroup);
+      p.start_scores(ring.stage);
+      wgmma_commit();
+      wgmma_commit();  // in the place of sums
+      for (;;) {
+        give_turn(warpgroup);
+        if (use == TileUse::masked) weigh<true>();
+        else weigh<false>();
+        if (!find_tile()) break;
+        take_turn(warpgroup);
+        p.start_scores(ring.stage);
+        wgmma_commit();
+        start_sums();
+        wgmma_commit();
       }
-      ring.next();
+      if (tiles_left == 0) {
+        leave(smem.query_empty[warpgroup]);
+        reading = false;
+      }
+      start_sums();
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(p.out);
+      leave(smem.value_empty[before.stage]);
+      pending = false;
     }
-    leave(smem.query_empty[warpgroup]);
-    if (pending) finish_pending();
+    if (reading) leave(smem.query_empty[warpgroup]);
+  }
+
+  // A row of what this part of the keys gives.
+  __device__ __forceinline__ long long part_row(const Rows& t, const Cell& cell, const Position& q, int row,
+                                                int width) const {
+    return job.part * all.part_rows * width +
+           gpu::place(t, cell, cell.first_query).row(q, job.place.head + row % kTileHeads);
+  }
+
+  // As store_row, and the logsumexp.
+  __device__ __forceinline__ bool store_part(const Cell& cell, const Position& q, int half, int row, bool exists,
+                                             float factor, float lse) const {
+    float* to = static_cast<float*>(all.part_output.data);
+    if (exists) to += part_row(all.part_output, cell, q, row, kHeadDimV) + threadIdx.x % 4 * 2;
+    float finite = 0;  // NaN once a value is NaN or infinite
+#pragma unroll
+    for (int n = 0; n < kHeadDimV / 8; ++n) {
+      const float a = p.out[4 * n + 2 * half] * factor, b = p.out[4 * n + 2 * half + 1] * factor;
+      finite = fmaf(b, 0.0f, fmaf(a, 0.0f, finite));
+      if (exists) *reinterpret_cast<float2*>(to + 8 * n) = float2{a, b};
+    }
+    if (exists && threadIdx.x % 4 == 0) {
+      static_cast<float*>(all.part_logsumexp.data)[part_row(all.part_logsumexp, cell, q, row, 1)] = lse;
+    }
+    return finite != 0.0f && exists;
+  }
+
+  // The row again, key by key.
+  __device__ __forceinline__ void store_carefully(const Cell& cell, const QueryTile& tile, const Position& q, int row) {
+    const int head = box_head(tile, row);
+    if constexpr (!kKeyParts) {
+      careful_query(args, cell, head, tile.kv_head, q);
+    } else {
+      Box seen = seen_by(cell, q);
+      seen.axis[2] = geometry::intersect(seen.axis[2], job.keys);
+      const CarefulRow found = careful_row_of(args, cell, head, tile.kv_head, q, seen, job.additional);
+      float* to = static_cast<float*>(all.part_output.data) + part_row(all.part_output, cell, q, row, kHeadDimV);
+      found.each([&](int f, float x) { to[f] = x; });
+      static_cast<float*>(all.part_logsumexp.data)[part_row(all.part_logsumexp, cell, q, row, 1)] = found.logsumexp;
+    }
   }
 
   __device__ __forceinline__ void store() {
@@ -206,28 +276,39 @@ struct Attend {
       float sum = softmax.sum[half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const Position position = box_position(origin, first_row() + 8 * half);
-      const bool exists = box_has(tile, first_row() + 8 * half, position);
-      u16* row = static_cast<u16*>(args.output.data) + out_rows.row(position, tile.head);
-      wrong[half] = __ballot_sync(~0u, store_row<kHeadDimV>(p.out, half, sum == 0 ? 0.0f : 1.0f / sum, exists, row));
-      if constexpr (kLogsumexp) {
-        if (threadIdx.x % 4 == 0 && exists) {
+      const int row = first_row() + 8 * half;
+      const Position position = box_position(origin, row);
+      const bool exists = box_has(tile, row, position);
+      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const float lse =
+          sum == 0 ? kNothing : (softmax.top[half] * args.scale_log2 + log2_approx(sum)) * 0.693147180559945f;
+      bool here;
+      if constexpr (kKeyParts) {
+        here = store_part(cell, position, half, row, exists, factor, lse);
+      } else {
+        u16* to = static_cast<u16*>(args.output.data) + out_rows.row(position, box_head(tile, row));
+        here = store_row<kHeadDimV>(p.out, half, factor, exists, to);
+        if (kLogsumexp && threadIdx.x % 4 == 0 && exists) {
           const Placed rows = gpu::place(args.logsumexp, cell, cell.first_query);
-          static_cast<float*>(args.logsumexp.data)[rows.row(position, tile.head)] =
-              sum == 0 ? kNothing : (softmax.top[half] * args.scale_log2 + log2_approx(sum)) * 0.693147180559945f;
+          static_cast<float*>(args.logsumexp.data)[rows.row(position, box_head(tile, row))] = lse;
         }
       }
+      wrong[half] = __ballot_sync(~0u, here);
     }
     if ((wrong[0] | wrong[1]) == 0) return;
     __syncwarp();
     for (int r = 0; r < 16; ++r) {
       if (((r < 8 ? wrong[0] : wrong[1]) >> (4 * (r % 8)) & 0xf) == 0) continue;
-      careful_query(args, cell, tile.head, tile.kv_head, box_position(origin, threadIdx.x / 32 % 4 * 16 + r));
+      const int row = threadIdx.x / 32 % 4 * 16 + r;
+      store_carefully(cell, tile, box_position(origin, row), row);
     }
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_forward(const __grid_constant__ Sm90Args args) {
+// Blocks of one warpgroup start with as many registers as those of two: more cannot be taken when all may have 255.
+constexpr int kMostThreads = kWarpgroups == 1 ? 3 * kWarpgroupThreads : kThreads;
+
+extern "C" __global__ void __launch_bounds__(kMostThreads, 1) sm90_forward(const __grid_constant__ Sm90Args args) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   if (threadIdx.x == 0) init_barriers(smem);
@@ -237,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_forward(const __g
     registers_down<kLoadRegisters>();
     if (threadIdx.x == 0) load(args, smem);
   } else {
-    if constexpr (kWarpgroups > 1) registers_up<kMathRegisters>();
+    registers_up<kMathRegisters>();
     const int warpgroup = role - 1;
     if (warpgroup == kWarpgroups - 1) give_turn(warpgroup);
     Products products(smem, warpgroup);
@@ -246,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_forward(const __g
       mbarrier_wait(smem_address(&smem.query_full[warpgroup]), phase);
       const Job& job = smem.job[warpgroup][phase];
       if (job.key_tiles < 0) break;
-      Attend attend{args.forward, smem, products, job, warpgroup, ring};
+      Attend attend{args, args.forward, smem, products, job, warpgroup, ring};
       attend.run();
       attend.store();
     }

@@ -12,6 +12,7 @@
 
 #include "core/families.h"
 #include "gpu/planner.h"
+#include "gpu/sm90_args.h"
 #include "gpu/spec.h"
 
 namespace vicus::gpu {
@@ -24,16 +25,19 @@ struct BoxShape {
   double slowness;  // time of a product, relative
 };
 constexpr BoxShape kShapes[] = {
-    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1}, {128, 2, 48, 176, 2, true, 1.0},
-    {192, 2, 32, 112, 2, false, 1.0}, {256, 2, 32, 80, 2, false, 1.0},
+    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1},  {64, 1, 48, 176, 2, false, 1.4},
+    {128, 2, 48, 176, 2, true, 1.0},  {128, 1, 48, 176, 2, false, 1.4}, {192, 2, 32, 112, 2, false, 1.0},
+    {192, 1, 32, 112, 2, false, 1.3}, {256, 2, 32, 80, 2, false, 1.0},  {256, 1, 32, 80, 2, false, 1.3},
 };
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
-/// What the copy engine steps over in a box, and how long a box may be with that.
-constexpr int kMostDilation = 8, kMostSpan = 256;
 /// In keys: what a key tile costs besides its products, what it costs to step over one, and what a tile of queries costs.
 /// A mask makes a tile `kMasked` times as slow.
 constexpr double kTileKeys = 42, kSkipKeys = 10, kQueryTileKeys = 300, kMasked = 1.35;
+/// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
+/// as long as so many keys on one.
+constexpr int kMostParts = 128;
+constexpr double kMergeKeys = 500, kByteKeys = 1.0 / 150;
 
 using Extent = std::array<int, 3>;
 
@@ -96,28 +100,56 @@ class BoxSearch {
     }
   }
 
-  GpuKernelPlan run() {
+  /// Only of tiles with these extents, where they are not zero.
+  BoxPlan run(const Extent& tile_q, const Extent& tile_kv) {
+    tile_q_ = tile_q;
+    tile_kv_ = tile_kv;
     const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
     int narrowest = 0;  // shapes for wider head dims would also do, but waste
     for (const BoxShape& shape : kShapes) {
       if (width > shape.head_dim || (narrowest != 0 && shape.head_dim != narrowest)) continue;
       narrowest = shape.head_dim;
-      for (const Extent& box : boxes_of(p_.rank(), kRows)) {
-        for (int axis = 3 - p_.rank(); axis < 3; ++axis) consider(shape, box, axis);
+      const int group = p_.rank() < 3 ? static_cast<int>(p_.heads / p_.heads_kv) : 1;
+      for (int heads = 1; heads <= std::min(group, kRows); heads *= 2) {
+        for (const Extent& box : boxes_of(p_.rank(), kRows / heads)) {
+          for (int axis = 3 - p_.rank(); axis < 3; ++axis) consider(shape, box, heads, axis);
+        }
       }
     }
-    return best_;
+    std::stable_sort(found_.begin(), found_.end(), [](const auto& a, const auto& b) { return a.cost < b.cost; });
+    BoxPlan plan;
+    if (!found_.empty()) plan.best = found_.front().kernel;
+    for (const Found& f : found_) {
+      if (plan.candidates.size() == kShown) break;
+      plan.candidates.push_back({f.kernel.tile, f.kernel.work.ratio(), f.cost, f.kernel.kv_tile, f.kernel.key_parts});
+    }
+    return plan;
   }
 
  private:
+  static constexpr std::size_t kShown = 12;
+
+  /// The best way to compute with one tile of queries.
+  struct Found {
+    GpuKernelPlan kernel;
+    double cost = std::numeric_limits<double>::infinity();
+  };
+
   [[nodiscard]] bool loadable(const Extent& box) const {
-    for (std::size_t a = 0; a < 3; ++a) {
+    for (std::size_t a = 0; a < 3 && p_.rank() > 1; ++a) {  // a line is loaded in pieces
       if ((box[a] - 1) * dilation_[a] + 1 > kMostSpan) return false;
     }
     return true;
   }
 
-  void consider(const BoxShape& shape, const Extent& box, int axis) {
+  static bool wanted(const Extent& tile, const Extent& asked) { return asked == Extent{} || tile == with_ones(asked); }
+  /// Leading axes that a problem lacks have one position.
+  static Extent with_ones(Extent e) {
+    for (int& n : e) n = std::max(n, 1);
+    return e;
+  }
+
+  void consider(const BoxShape& shape, const Extent& box, int heads, int axis) {
     if (!loadable(box)) return;
     GpuKernelPlan k;
     k.family = GpuKernels::warpgroups;
@@ -128,29 +160,48 @@ class BoxSearch {
     k.stack_axis = axis;
     k.ping_pong = shape.ping_pong;
     k.tile.rows = kRows * shape.warpgroups;
+    k.tile.heads = heads;
     k.tile.extent = box;
     k.tile.extent.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
+    if (!wanted(k.tile.extent, tile_q_)) return;
+    Found found;
     for (int keys = shape.most_keys; keys >= shape.least_keys; keys -= 16) {
       for (const Extent& kv : boxes_of(p_.rank(), keys)) {
-        if (!loadable(kv)) continue;
+        if (!loadable(kv) || !wanted(kv, tile_kv_)) continue;
         k.kv_tile = kv;
-        consider(shape, k);
+        consider(shape, k, found);
       }
     }
+    if (found.kernel.tile.rows > 0) found_.push_back(found);
   }
 
-  void consider(const BoxShape& shape, GpuKernelPlan& k) {
+  void consider(const BoxShape& shape, GpuKernelPlan& k, Found& found) {
     const int keys = k.kv_tile[0] * k.kv_tile[1] * k.kv_tile[2];
     const Counts n = total(k, shape.warpgroups);
-    const double heads = static_cast<double>(p_.heads), blocks = tiles(k.tile.extent) * heads;
+    const double heads = static_cast<double>(p_.heads_kv) *
+                         std::ceil(static_cast<double>(p_.heads / p_.heads_kv) / k.tile.heads);  // tiles along them
+    const double blocks = tiles(k.tile.extent) * heads;
     const double more = std::ceil(static_cast<double>(p_.additional_tokens) / keys);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
-    const double waves = blocks / std::max(plan_.gpu.device.multiprocessors, 1);
-    const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
-    const double cost = shape.warpgroups * shape.slowness * idle *
-                        ((seen + (kMasked - 1) * masked) * (keys + kTileKeys) + (n.hull - n.seen) * heads * kSkipKeys +
-                         blocks * kQueryTileKeys);
-    if (cost >= least_) return;
+    const double work = (seen + (kMasked - 1) * masked) * (keys + kTileKeys) + (n.hull - n.seen) * heads * kSkipKeys;
+    const auto cost_of = [&](int parts) {
+      const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
+      const double waves = blocks * parts / multiprocessors;
+      const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
+      const double merge =
+          parts == 1 ? 0 : multiprocessors * kMergeKeys + parts * kByteKeys * static_cast<double>(part_bytes(p_));
+      return shape.warpgroups * shape.slowness * idle * (work + blocks * parts * kQueryTileKeys) + merge;
+    };
+    k.key_parts = 1;
+    double cost = cost_of(1);
+    const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
+    const int most_parts = p_.rank() == 1 ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
+    for (int parts = 2; parts <= most_parts; ++parts) {
+      if (cost_of(parts) >= cost) continue;
+      cost = cost_of(parts);
+      k.key_parts = parts;
+    }
+    if (cost >= found.cost) return;
     Spec spec;
     spec.kernel = Kernel::sm90_forward;
     spec.rank = p_.rank();
@@ -159,10 +210,10 @@ class BoxSearch {
     set_tiles(spec, k);
     k.shared_bytes = shared_bytes(spec);
     if (k.shared_bytes > plan_.gpu.device.shared_bytes_per_block) return;
-    least_ = cost;
+    found.cost = cost;
     k.blocks = static_cast<std::int64_t>(blocks);
     k.work = {plan_.mask_pairs, seen * keys * k.tile.rows};
-    best_ = k;
+    found.kernel = k;
   }
 
   Counts total(const GpuKernelPlan& k, int warpgroups) {
@@ -201,10 +252,9 @@ class BoxSearch {
   const Plan& plan_;
   const Problem& p_;
   std::vector<Family> families_ = families(p_);
-  Extent dilation_{1, 1, 1};
+  Extent dilation_{1, 1, 1}, tile_q_{}, tile_kv_{};
   std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
-  GpuKernelPlan best_;
-  double least_ = std::numeric_limits<double>::infinity();
+  std::vector<Found> found_;
 };
 
 std::string refuse(const char* name, std::int64_t got, const std::string& allowed) {
@@ -233,12 +283,17 @@ std::string supports_boxes(const Problem& p) {
         return refuse("dilation", mask->dilation[i], "up to " + std::to_string(kMostDilation));
       }
     }
-  } else if (const auto& dense = std::get<Dense>(p.mask); dense.packed() || dense.padded()) {
-    return "engine sm90 takes no packed sequences and no key_lengths";
   }
   return "";
 }
 
-GpuKernelPlan plan_boxes(const Plan& plan) { return BoxSearch(plan).run(); }
+std::size_t part_bytes(const Problem& p) {
+  return static_cast<std::size_t>(p.batch * p.queries() * p.heads * (p.head_dim_v + 1)) * sizeof(float);
+}
+
+BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options) {
+  BoxPlan named = BoxSearch(plan).run(options.tile_q, options.tile_kv);
+  return named.best.tile.rows > 0 ? named : BoxSearch(plan).run({}, {});
+}
 
 }  // namespace vicus::gpu

@@ -10,7 +10,7 @@ template <int kWidth>
 __device__ __forceinline__ bool store_row(const float (&out)[kWidth / 2], int half, float factor, bool exists,
                                           u16* row) {
   const int part = threadIdx.x % 4;
-  bool wrong = false;
+  float finite = 0;  // NaN once a value is NaN or infinite
 #pragma unroll
   for (int first = 0; first < kWidth / 8; first += 4) {
     u32 x[4];
@@ -18,7 +18,7 @@ __device__ __forceinline__ bool store_row(const float (&out)[kWidth / 2], int ha
     for (int j = 0; j < 4; ++j) {
       const int n = first + j < kWidth / 8 ? first + j : first;
       const float a = out[4 * n + 2 * half] * factor, b = out[4 * n + 2 * half + 1] * factor;
-      wrong = wrong || !(fabsf(a) < 1.0f / 0.0f && fabsf(b) < 1.0f / 0.0f);
+      finite = fmaf(b, 0.0f, fmaf(a, 0.0f, finite));
       x[j] = Half::pack(a, b);
     }
 #pragma unroll
@@ -36,7 +36,7 @@ __device__ __forceinline__ bool store_row(const float (&out)[kWidth / 2], int ha
       *reinterpret_cast<uint4*>(row + 8 * (first + part)) = uint4{x[0], x[1], x[2], x[3]};
     }
   }
-  return wrong && exists;
+  return finite != 0.0f && exists;
 }
 
 }  // namespace vicus::gpu

@@ -1,16 +1,20 @@
 // Tiles of the forward kernel of sm90: what lies where in shared memory, and the thread that loads it. Constants of the
-// prologue, besides those of sm90_boxes.cuh: kSharedBytes.
+// prologue, besides those of sm90_boxes.cuh: kKeyParts (several blocks share out the key tiles of a query tile), kSharedBytes.
 #pragma once
 
 #include "sm90_boxes.cuh"
 
 namespace vicus::gpu {
 
+constexpr bool kRagged = kPacked || kKeyLengths;  // rows that follow the last key of a sequence are those of others
+
+static_assert(!kKeyParts || kRank == 1);
+
 // Which tile of queries: what costs divisions, done once by the thread that loads.
 struct TilePlace {
   CellPlace cell;
   int at[3];  // tiles before it along the axes
-  int head, kv_head;
+  int head, heads, kv_head;
 };
 
 __device__ __forceinline__ TilePlace place_of(const ForwardArgs& args, int block) {
@@ -25,6 +29,7 @@ __device__ __forceinline__ TilePlace place_of(const ForwardArgs& args, int block
   QueryTile heads;
   heads.place_heads(args, block % args.work.head_blocks);
   place.head = heads.head;
+  place.heads = heads.heads;
   place.kv_head = heads.kv_head;
   place.cell = cell_place(args, block / args.work.head_blocks);
   return place;
@@ -34,7 +39,7 @@ __device__ __forceinline__ QueryTile tile_of(const TilePlace& place, const Cell&
   QueryTile tile;
   tile.head = place.head;
   tile.kv_head = place.kv_head;
-  tile.heads = 1;
+  tile.heads = place.heads;
   for (int a = 0; a < 3; ++a) {
     tile.box.axis[a] =
         a < kFirstAxis ? Span{0, 1} : geometry::tile_span(place.at[a], kTileQ[a], cell.grid.axis[a].queries);
@@ -46,11 +51,14 @@ __device__ __forceinline__ QueryTile tile_of(const TilePlace& place, const Cell&
 struct Job {
   TilePlace place;
   int key_tiles;  // negative: there are no more tiles of queries
+  int part;       // with kKeyParts: which part of the keys, and what it holds
+  Span keys, additional;
 };
 
 // What is in `key` and `value` of a stage.
 struct KeyTile {
   KeyWalk walk;
+  int present;  // rows that are keys of the sequence, where kRagged
   TileUse use[kWarpgroups];
 };
 
@@ -106,6 +114,27 @@ __device__ __forceinline__ int key_tiles_of(const Box& hull, int additional) {
   return kAdditional ? tiles + geometry::ceil_div(additional, kKeys) : tiles;
 }
 
+// Part `part` of `parts` of the key tiles of a hull: how many, which keys, and where they begin.
+__device__ __forceinline__ void take_part(Job& job, KeyWalk& walk, const Box& hull, int additional, int part,
+                                          int parts) {
+  const int all = job.key_tiles, of_keys = geometry::ceil_div(geometry::hi(hull.axis[2].size(), 0), kKeys);
+  const int first = static_cast<int>(static_cast<long long>(all) * part / parts);
+  const int past = static_cast<int>(static_cast<long long>(all) * (part + 1) / parts);
+  const int begin = hull.axis[2].begin;
+  job.part = part;
+  job.key_tiles = past - first;
+  job.keys = {begin + first * kKeys, begin + geometry::lo(past, of_keys) * kKeys};
+  job.additional = {geometry::hi(first - of_keys, 0) * kKeys,
+                    geometry::lo(geometry::hi(past - of_keys, 0) * kKeys, additional)};
+  walk.begin(hull);
+  if (first < of_keys) {
+    walk.origin.at[2] = job.keys.begin;
+  } else {
+    walk.begin_additional();
+    walk.origin.at[2] = job.additional.begin;
+  }
+}
+
 // Tiles differ in length: in causal attention.
 constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
 
@@ -113,16 +142,29 @@ constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
 // each are computed at a time and read the same keys.
 __device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
   if (!kUneven) return n;
-  const int tiles = args.forward.work.tiles[2], heads = args.blocks / tiles;  // of all cells
+  const int tiles = args.forward.work.tiles[2], heads = args.tiles / tiles;  // of all cells
   const int together = geometry::hi(static_cast<int>(gridDim.x) / 4, 1);
   const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
   const int size = geometry::lo(together, heads - first);
   return (first + rest % size) * tiles + rest / size;
 }
 
+// The keys or values of a tile, and the additional ones.
+template <int kBoxSlabs>
+__device__ __forceinline__ void load_keys(const TensorMap& map, const TensorMap& additional_map, const u16* to,
+                                          const u64& barrier, const Cell& cell, int kv_head, const Rows& rows,
+                                          const Rows& additional, const KeyWalk& walk) {
+  constexpr int kPieces = kRank == 1 ? pieces_of(kKeys, kDilation[2]) : 1, kPiece = kKeys / kPieces;
+  const bool more = kAdditional && walk.additional;
+  load_box<kBoxSlabs, kKeys, kPieces, kPiece, kPiece>(
+      more ? additional_map : map, to, barrier, cell.batch, kv_head, more ? additional.head : rows.head,
+      more ? walk.origin : token_of(cell, walk.origin, cell.first_key), more ? 1 : kDilation[2]);
+}
+
 // The one thread that calls the copy engine. Key tiles run one ahead of value tiles, as the math does.
 __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
-  constexpr int kTokenBytes = kSlab * 2;
+  constexpr int kTokenBytes = kSlab * 2, kLine = box_extent(2);
+  constexpr int kPieces = kRank == 1 ? pieces_of(kLine, kDilation[2]) : 1, kPiece = kLine / kPieces;
   const ForwardArgs& f = args.forward;
   Ring keys, values;
   u32 parity = 0;  // of tiles of queries
@@ -131,22 +173,22 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     mbarrier_wait(smem_address(&smem.key_empty[keys.stage]), keys.phase ^ 1);
     KeyTile& note = smem.key_tile[keys.stage];
     note.walk = walk;
+    if constexpr (kRagged) {
+      note.present =
+          kAdditional && walk.additional ? kKeys : geometry::lo(cell.grid.axis[2].keys - walk.origin.at[2], kKeys);
+    }
     for (int w = 0; w < kWarpgroups; ++w) note.use[w] = use_of(smem.hull[w], smem.core[w], walk, f.additional);
     mbarrier_expect(smem_address(&full), kSlabs * kKeys * kTokenBytes);
-    const bool more = kAdditional && walk.additional;
-    load_box<kSlabs, kKeys>(more ? args.additional_key : args.key, smem.key[keys.stage][0], full, cell.batch,
-                            tile.kv_head, more ? f.additional_keys.head : f.key.head,
-                            more ? walk.origin : token_of(cell, walk.origin, cell.first_key));
+    load_keys<kSlabs>(args.key, args.additional_key, smem.key[keys.stage][0], full, cell, tile.kv_head, f.key,
+                      f.additional_keys, walk);
     keys.next();
   };
   const auto load_value = [&](const Cell& cell, const QueryTile& tile, const KeyWalk& walk) {
     const u64& full = smem.value_full[values.stage];
     mbarrier_wait(smem_address(&smem.value_empty[values.stage]), values.phase ^ 1);
     mbarrier_expect(smem_address(&full), kValueSlabs * kKeys * kTokenBytes);
-    const bool more = kAdditional && walk.additional;
-    load_box<kValueSlabs, kKeys>(more ? args.additional_value : args.value, smem.value[values.stage][0], full,
-                                 cell.batch, tile.kv_head, more ? f.additional_values.head : f.value.head,
-                                 more ? walk.origin : token_of(cell, walk.origin, cell.first_key));
+    load_keys<kValueSlabs>(args.value, args.additional_value, smem.value[values.stage][0], full, cell, tile.kv_head,
+                           f.value, f.additional_values, walk);
     values.next();
   };
   const auto publish = [&](int w, const Job& job) {
@@ -155,24 +197,27 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
   };
   const int grid = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x);
   // Back and forth, so that no block has the longest tile of each round.
-  for (int round = 0; round * grid < args.blocks; ++round) {
+  const int parts = kKeyParts ? args.parts : 1, blocks = args.tiles * parts;
+  for (int round = 0; round * grid < blocks; ++round) {
     const int n = round * grid + (round % 2 == 0 ? first : grid - 1 - first);
-    if (n >= args.blocks) continue;
+    if (n >= blocks) continue;
     Job job;
-    job.place = place_of(f, nth_block(args, n));
+    job.place = place_of(f, nth_block(args, n / parts));
     const Cell cell = make_cell(f, job.place.cell);
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;
     const Box hull = note_hulls(smem, cell, tile);
     job.key_tiles = key_tiles_of(hull, f.additional);
     KeyWalk walk;
-    walk.begin(hull);
+    if constexpr (kKeyParts) take_part(job, walk, hull, f.additional, n % parts, parts);
+    else walk.begin(hull);
     if (job.key_tiles > 0) load_key(cell, tile, walk);
     for (int w = 0; w < kWarpgroups; ++w) {
       publish(w, job);
       mbarrier_expect(smem_address(&smem.query_full[w]), kSlabs * kBoxRows * kTokenBytes);
-      load_box<kSlabs, kRows>(args.query, smem.query[w][0], smem.query_full[w], cell.batch, tile.head, f.query.head,
-                              token_of(cell, box_origin(tile, w), cell.first_query));
+      load_box<kSlabs, kRows, kPieces, kPiece, kPiece * kTileHeads>(
+          args.query, smem.query[w][0], smem.query_full[w], cell.batch, tile.head, f.query.head,
+          token_of(cell, box_origin(tile, w), cell.first_query), kDilation[2]);
     }
     parity ^= 1;
     for (int t = 1; t < job.key_tiles; ++t) {

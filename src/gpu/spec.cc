@@ -56,8 +56,9 @@ std::string product(const char* name, int columns, DType dtype, bool registers) 
 
 std::string boxes_prologue(const Spec& s) {
   return constant("int", "kWarpgroups", s.warps / 4) + constant("int", "kStackAxis", s.stack_axis) +
-         constant("bool", "kPingPong", s.ping_pong) + "constexpr long long kPatience = 0;\n" +
-         product("wgmma_scores", s.keys(), s.dtype, false) + product("wgmma_values", s.head_dim_v, s.dtype, true);
+         constant("bool", "kPingPong", s.ping_pong) + constant("bool", "kKeyParts", s.key_parts) +
+         "constexpr long long kPatience = 0;\n" + product("wgmma_scores", s.keys(), s.dtype, false) +
+         product("wgmma_values", s.head_dim_v, s.dtype, true);
 }
 
 std::string prologue(const Spec& s) {
@@ -131,7 +132,7 @@ int keys_bytes(const Spec& s, int row) {
 
 // sm90_tiles.cuh: slabs of 64 features, and what is known of tiles and rows.
 int boxes_bytes(const Spec& s) {
-  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kJob = 48, kWalk = 16, kRows = 64;
+  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kJob = 64, kWalk = 20, kRows = 64;
   const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64), value_slabs = ceil_div(s.head_dim_v, 64);
   const int bytes = kSlabRow * (warpgroups * slabs * kRows + s.stages * s.keys() * (slabs + value_slabs)) +
                     kBarrier * (2 * warpgroups + 4 * s.stages) + warpgroups * 2 * kJob +
@@ -209,6 +210,7 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.wide = k.wide;
   s.stack_axis = k.stack_axis;
   s.ping_pong = k.ping_pong;
+  s.key_parts = k.key_parts > 1;
 }
 
 Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type) {
@@ -319,6 +321,7 @@ jit::Source source_of(const Spec& spec) {
                                  "merge_forward.cu",
                                  "merge_sums.cu",
                                  "merge_backward.cu",
+                                 "merge_parts.cu",
                                  "packed_rest.cu"};
   return {.file = kFiles[static_cast<std::size_t>(spec.kernel)],
           .prologue = prologue(spec),

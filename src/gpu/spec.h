@@ -38,6 +38,7 @@ enum class Kernel : std::uint8_t {
   merge_forward,
   merge_sums,
   merge_backward,
+  merge_parts,  // of the keys, in engine sm90
   packed_rest,  // tokens after the last packed sequence
 };
 [[nodiscard]] constexpr bool uses_tensor_cores(Kernel kernel) { return kernel < Kernel::plain_forward; }
@@ -74,9 +75,10 @@ struct Spec {
   // Without tensor cores: rows of a thread, features that a first product takes at a time, and those of a second one.
   int thread_rows = 0, depth = 0, wide = 0;
   int lanes = 0;  // merge: of a row
-  // Boxes: the axis along which warpgroups' boxes lie side by side, and whether warpgroups take turns.
+  // Boxes: the axis along which warpgroups' boxes lie side by side, whether warpgroups take turns, and whether several
+  // blocks share out the keys of a tile of queries.
   int stack_axis = 2;
-  bool ping_pong = false;
+  bool ping_pong = false, key_parts = false;
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 

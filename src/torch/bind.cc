@@ -345,7 +345,7 @@ std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, cons
       "{\"mask_pairs\": " + std::to_string(plan->mask_pairs) +
       ", \"flops\": " + std::to_string(backward ? plan->backward_flops : plan->forward_flops) +
       ", \"bytes\": " + std::to_string(backward ? plan->backward_bytes : plan->forward_bytes) + ", \"work_ratio\": " +
-      std::to_string(work) + ", \"scratch_bytes\": " + std::to_string(backward ? g.backward_scratch_bytes : 0) + "}"};
+      std::to_string(work) + ", \"scratch_bytes\": " + std::to_string(backward ? g.backward_scratch_bytes : g.forward_scratch_bytes) + "}"};
   const CallSet calls = {.forward = !backward, .backward = backward, .logsumexp = false};
   for (const gpu::KernelReport& k : gpu::report_kernels(*plan, calls, place.device)) {
     lines.push_back("{\"name\": \"" + k.name + "\", \"threads\": " + std::to_string(k.threads) + ", \"registers\": " +

@@ -86,7 +86,7 @@ std::array<int, 3> to_extents(const char* name, std::span<const std::int64_t> va
 
 PlanOptions plan_options(const Place& place, std::span<const std::int64_t> options, Pass pass) {
   constexpr std::size_t kEngine = 0, kDeterministic = 1, kKvParallelism = 2, kMemory = 3, kSplits = 4, kForwardTile = 7,
-                        kBackwardTile = 10, kCount = 13;
+                        kBackwardTile = 10, kKeyTile = 13, kCount = 16;
   PlanOptions result;
   if (place.cuda) {
     result.gpu = jit::target_of(jit::device(place.device));
@@ -95,13 +95,15 @@ PlanOptions plan_options(const Place& place, std::span<const std::int64_t> optio
   if (options.size() != kCount) {
     throw InvalidArgument("options", std::to_string(options.size()) + " values", "none, or " + std::to_string(kCount));
   }
-  if (!place.cuda) result.engine = to_enum("options.engine", options[kEngine], Engine::cpu);
+  const auto engine = to_enum("options.engine", options[kEngine], place.cuda ? Engine::sm90 : Engine::cpu);
+  if (!place.cuda || runs_on_gpu(engine)) result.engine = engine;
   result.backward.deterministic = options[kDeterministic] != 0;
   result.backward.kv_parallelism = options[kKvParallelism] != 0;
   result.backward.memory = to_enum("options.memory", options[kMemory], MemoryPreference::unrestricted);
   result.backward.kv_splits = to_extents("kv_splits", options.subspan(kSplits, 3));
   const std::size_t tile = pass == Pass::forward ? kForwardTile : kBackwardTile;
   result.tile_q = to_extents("tile_q", options.subspan(tile, 3));
+  if (pass == Pass::forward) result.tile_kv = to_extents("tile_kv", options.subspan(kKeyTile, 3));
   return result;
 }
 

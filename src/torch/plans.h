@@ -14,8 +14,8 @@ enum class Pass : std::uint8_t { forward, backward };
 
 /// The operators' `options` as the core's. The list is empty (every default) or holds, in this order: engine,
 /// deterministic, kv_parallelism, memory preference, 3 kv_splits, 3 extents of the forward query tile, 3 of the backward
-/// one (trailing axes last). Throws InvalidArgument on another length or an unknown value.
-/// Tensors on a CUDA device are computed there, whatever the engine.
+/// one, 3 of the forward key tile (trailing axes last). Throws InvalidArgument on another length or an unknown value.
+/// Tensors on a CUDA device are computed there, by engine sm80 or sm90 where one is named.
 [[nodiscard]] PlanOptions plan_options(const Place& place, std::span<const std::int64_t> options, Pass pass);
 
 /// The plan of `problem` on as many threads as PyTorch is set to now. Kept for later calls with the same arguments, up

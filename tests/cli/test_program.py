@@ -123,6 +123,19 @@ def test_plan_counts_the_mask():
     assert plan["candidates"]
 
 
+def test_plan_of_decoding_on_hopper_says_what_was_considered():
+    shape = ["--layout", 1, "--keys", 8192, "--dense", "--heads", 64, "--heads-kv", 8, "--head-dim", 128]
+    arguments = ["plan", *shape, "--dtype", "bfloat16", "--engine", "sm90", "--arch", "sm_90"]
+    plan = json.loads(succeed(*arguments, "--json"))
+    first, *others = plan["candidates"]
+    assert first["kv_tile"] == plan["forward"]["kv_tile"] and first["tile"] == plan["forward"]["tile"]
+    assert first["key_parts"] == plan["forward"]["key_parts"] > 1
+    assert plan["forward"]["scratch_bytes"] == first["key_parts"] * 64 * (128 + 1) * 4
+    assert others and all(c["cost"] >= first["cost"] for c in others)
+    text = succeed(*arguments)
+    assert f"keys in {first['key_parts']} parts" in text and "tiles considered" in text
+
+
 def test_plan_of_dense_attention():
     arguments = ["--layout", 8, "--keys", 12, "--dense", "--causal", "bottom-right", "--window-left", 5]
     plan = json.loads(succeed("plan", *arguments, "--key-lengths", 12, "--dtype", "bfloat16", "--json"))

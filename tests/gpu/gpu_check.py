@@ -24,6 +24,11 @@ def options(deterministic: bool) -> tuple[int, ...]:
     return _arguments.pack_options(deterministic=deterministic, kv_parallelism=not deterministic)
 
 
+def by_engine(engine: str, q_tile=(0, 0, 0), kv_tile=(0, 0, 0)) -> tuple[int, ...]:
+    """Options of forward passes by one of the GPU's engines, with tiles that it has."""
+    return _arguments.pack_options(engine, q_tile=q_tile, kv_tile=kv_tile)
+
+
 def _mask(problem) -> tuple:
     m = problem.mask
     if problem.dense:
@@ -36,10 +41,10 @@ def _inputs(problem, t) -> list:
     return [*given, t.get("attn_bias"), None, None, None] if problem.dense else [*given, t.get("rpb")]
 
 
-def forward(problem, t) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(problem, t, how=()) -> tuple[torch.Tensor, torch.Tensor]:
     operator = _ops.dense if problem.dense else _ops.neighborhood
     with torch.no_grad():
-        return operator(*_inputs(problem, t), *_mask(problem), ())
+        return operator(*_inputs(problem, t), *_mask(problem), how)
 
 
 def inference(problem, t) -> torch.Tensor:
@@ -82,6 +87,15 @@ def compare(name, got, ref, peer, noise) -> float:
         allowed += torch.finfo(kind).smallest_normal
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
     return error / allowed
+
+
+def check_forward(case: Case, how=()) -> float:
+    """The forward pass alone, with these options. Returns the largest share of what is allowed."""
+    p, t = case.problem, tensors(case)
+    arriving = t.pop("grad_output"), t.pop("grad_logsumexp")
+    ref, peer = (gpu_oracle.compute(p, t, *arriving, half=half) for half in (None, gpu_oracle.TYPES[p.dtype]))
+    got = dict(zip(("output", "logsumexp"), forward(p, t, how), strict=True))
+    return max(compare(name, x, ref.values[name], peer.values[name], ref.noise[name]) for name, x in got.items())
 
 
 def check(case: Case, ways=(True, False)) -> float:

@@ -9,7 +9,7 @@ read or write beside one is seen. Results are compared with the oracle first, un
 import argparse
 
 import torch
-from gpu_check import backward, check, forward, inference
+from gpu_check import backward, by_engine, check, check_forward, forward, inference
 from gpu_problems import Case, dense, neighborhood, tensors
 
 
@@ -37,6 +37,22 @@ def cases() -> list[Case]:
     return [Case(name, p, styles.get(name, "contiguous"), seed=i) for i, (name, p) in enumerate(problems.items())]
 
 
+def boxes() -> list[Case]:
+    """The same for engine sm90, which these would not all get by themselves."""
+    na, small, f16 = neighborhood, {"batch": 1}, {"dtype": "float16", "batch": 1}
+    problems = {
+        "boxes: dense": dense(200, 300, heads=4, dim=128, **small),
+        "boxes: three warpgroups, causal": dense(300, 300, "bottom_right", dim=64, **f16),
+        "boxes: wide, more tokens": dense(70, 90, "top_left", dim=256, additional_tokens=9, **small),
+        "boxes: keys in parts, several heads": dense(3, 2000, "bottom_right", heads=8, kv=2, dim=128, **small),
+        "boxes: sliding, in parts": dense(90, 1500, left=700, right=3, dim=72, dim_v=40, **f16),
+        "boxes: 1d in pieces": na((900,), 50, dilation=8, heads=4, kv=2, **small),
+        "boxes: 2d, dilated, more tokens": na((25, 40), (9, 20), dilation=(1, 2), additional_tokens=20, **small),
+        "boxes: 3d": na((5, 12, 13), (3, 6, 7), step=(1, 2, 1), causal=(1, 0, 0), dim=32, **f16),
+    }
+    return [Case(name, p, seed=i) for i, (name, p) in enumerate(problems.items())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run-only", action="store_true", help="launch every kernel, compare nothing")
@@ -54,6 +70,14 @@ def main() -> None:
             backward(p, t, saved, deterministic)
         if not (p.additional_tokens or p.rpb or p.attn_bias):
             inference(p, t)
+        torch.cuda.synchronize()
+    for case in boxes() if torch.cuda.get_device_capability() == (9, 0) else []:
+        print(case.name, flush=True)
+        if not arguments.run_only:
+            check_forward(case, by_engine("sm90"))
+            continue
+        t = {name: None if x is None else x.cuda() for name, x in tensors(case, "cpu").items()}
+        forward(case.problem, t, by_engine("sm90"))
         torch.cuda.synchronize()
     print("done")
 

@@ -2,6 +2,7 @@
 // object a line.
 //
 //   gpu_specs PART PARTS     every PARTS-th problem, from PART
+#include <array>
 #include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -173,15 +174,19 @@ void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& 
   std::cout << report.dump() << "\n";
 }
 
-// Problems of engine sm90.
-std::vector<Case> box_cases() {
-  std::vector<Case> list;
+// Problems of engine sm90, some with tiles.
+struct BoxCase : Case {
+  std::array<int, 3> tile_q{}, tile_kv{};
+};
+
+std::vector<BoxCase> box_cases() {
+  std::vector<BoxCase> list;
   const auto add = [&](std::int64_t d, std::int64_t dv, AxisValues layout, const auto& mask, std::int64_t more = 0) {
     const DType dtype = list.size() % 3 == 1 ? DType::float16 : DType::bfloat16;
     Problem p = sized(dtype, 2, layout, 4, 2, d, dv);
     p.mask = mask;
     p.additional_tokens = more;
-    list.push_back({"boxes " + std::to_string(list.size()) + " D" + std::to_string(d), p});
+    list.push_back({{"boxes " + std::to_string(list.size()) + " D" + std::to_string(d), p}, {}, {}});
   };
   Dense full, causal, sliding;
   full.keys = causal.keys = sliding.keys = 3000;
@@ -198,13 +203,39 @@ std::vector<Case> box_cases() {
     add(d, d, {8, 32, 32}, Neighborhood{.kernel_size = {4, 8, 8}, .is_causal = {1, 0, 0}}, d == 128 ? 9 : 0);
     add(d, d, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}, .stride = {2, 8, 8}});
   }
+  // The longest and the shortest tiles of keys with every tile of queries: sm90_planner.cc.
+  constexpr std::array<int, 4> kShapes[] = {
+      {64, 192, 128, 48},  {64, 128, 176, 48}, {64, 64, 176, 48},  {128, 128, 176, 48}, {128, 64, 176, 48},
+      {192, 128, 112, 32}, {192, 64, 112, 32}, {256, 128, 80, 32}, {256, 64, 80, 32},
+  };
+  for (const auto& [d, rows, most, least] : kShapes) {
+    for (const int keys : {most, least}) {
+      add(d, d, {3000}, causal);
+      list.back().tile_q = {0, 0, rows};
+      list.back().tile_kv = {0, 0, keys};
+    }
+  }
+  // Packed sequences and padded keys, heads in one tile, keys in parts, lines in pieces.
+  Dense packed = causal, padded = full;
+  packed.device = {.sequences = 9, .max_queries = 400, .max_keys = 400};
+  padded.device.key_lengths = true;
+  for (const std::int64_t d : {64, 128, 256}) {
+    add(d, d, {3000}, packed, d == 128 ? 9 : 0);
+    list.back().problem.batch = 1;
+    add(d, d, {3000}, padded);
+    add(d, d, {1}, padded, d == 64 ? 9 : 0);
+    add(d, d, {16}, sliding);
+    list.back().problem.heads = 16;
+    add(d, d, {5000}, Neighborhood{.kernel_size = 300, .dilation = 8}, d == 128 ? 9 : 0);
+  }
   add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
   add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
   return list;
 }
 
-void compile_boxes(const Case& c, const GpuTarget& target) {
-  const Plan plan = choose_plan(c.problem, {.engine = Engine::sm90, .gpu = target});
+void compile_boxes(const BoxCase& c, const GpuTarget& target) {
+  const Plan plan =
+      choose_plan(c.problem, {.engine = Engine::sm90, .tile_q = c.tile_q, .tile_kv = c.tile_kv, .gpu = target});
   for (const bool logsumexp : {false, true}) {
     compile(c.name, target, gpu::spec_of(plan, gpu::Kernel::sm90_forward, logsumexp, true, c.bias_type),
             {{"work_ratio", plan.gpu.forward.work.ratio()}});
@@ -272,6 +303,10 @@ std::vector<Unplanned> unplanned() {
       ++n;
     }
   }
+  for (const int width : {8, 128, 200, 256}) {
+    const DType dtype = width == 128 ? DType::float16 : DType::bfloat16;
+    list.push_back({"merge parts " + std::to_string(width), gpu::merge_spec(Kernel::merge_parts, dtype, width, true)});
+  }
   return list;
 }
 
@@ -295,7 +330,7 @@ int main(int argc, char** argv) {
     const GpuTarget& target = targets[i / parts % targets.size()];
     for (const bool deterministic : {false, true}) compile(all[i], target, deterministic);
   }
-  const std::vector<Case> boxes = box_cases();
+  const std::vector<BoxCase> boxes = box_cases();
   for (std::size_t i = part; i < boxes.size(); i += parts) compile_boxes(boxes[i], targets[2]);
   const std::vector<Unplanned> others = unplanned();
   for (std::size_t i = part; i < others.size(); i += parts) {

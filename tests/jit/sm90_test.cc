@@ -80,7 +80,8 @@ double counted(const Plan& plan) {
       }
     }
   }
-  return pairs * static_cast<double>(plan.problem.heads);
+  const std::int64_t group = plan.problem.heads / plan.problem.heads_kv;
+  return pairs * static_cast<double>(plan.problem.heads_kv * ((group + k.tile.heads - 1) / k.tile.heads));
 }
 
 TEST(Boxes, WorkIsCountedExactly) {
@@ -95,7 +96,8 @@ TEST(Boxes, WorkIsCountedExactly) {
       dense_problem(1000, 333, {.causal = Causal::bottom_right}),
       dense_problem(1000, 1000, {.window_left = 50, .window_right = 3}),
   };
-  for (const Problem& p : problems) {
+  for (Problem p : problems) {
+    p.heads = p.rank() == 3 ? 2 : 12;
     const Plan plan = choose_plan(p, {.engine = Engine::sm90, .gpu = kH100});
     ASSERT_EQ(plan.gpu.forward.family, GpuKernels::warpgroups);
     EXPECT_DOUBLE_EQ(plan.gpu.forward.work.tile_pairs, counted(plan)) << describe(plan);
@@ -139,9 +141,48 @@ TEST(Boxes, WhatTheEngineTakes) {
   Problem deep = problem_of({8, 16, 16}, {.kernel_size = 5}, 40);
   refused(deep, "multiples of 16");
   EXPECT_EQ(choose_plan(dense_problem(1, 5000), {.gpu = kH100}).engine, Engine::sm90);
-  Problem grouped = dense_problem(1, 5000);
-  grouped.heads = 64;
-  EXPECT_EQ(choose_plan(grouped, {.gpu = kH100}).engine, Engine::sm80) << "whose tiles take several heads";
+  Problem packed = dense_problem(900, 900, {.device = {.sequences = 3, .max_queries = 500, .max_keys = 500}});
+  packed.batch = 1;
+  EXPECT_EQ(choose_plan(packed, {.gpu = kH100}).engine, Engine::sm90);
+  EXPECT_EQ(choose_plan(dense_problem(900, 900, {.device = {.key_lengths = true}}), {.gpu = kH100}).engine,
+            Engine::sm90);
+}
+
+TEST(Boxes, KeysAreSharedOutWhereTilesAreTooFew) {
+  Problem p = dense_problem(1, 8192);
+  p.heads = 64;
+  p.heads_kv = 8;
+  p.batch = 1;
+  const Plan plan = choose_plan(p, {.gpu = kH100});
+  EXPECT_EQ(plan.engine, Engine::sm90);
+  const GpuKernelPlan& k = plan.gpu.forward;
+  EXPECT_EQ(k.tile.heads, 8);
+  EXPECT_EQ(k.blocks, 8);
+  EXPECT_GE(k.blocks * k.key_parts, kH100.multiprocessors / 2);
+  EXPECT_LE(k.blocks * k.key_parts, 2 * kH100.multiprocessors);
+  EXPECT_EQ(plan.gpu.forward_scratch_bytes, static_cast<std::size_t>(k.key_parts * 64 * (128 + 1) * 4));
+  EXPECT_NE(describe(plan).find("keys in " + std::to_string(k.key_parts) + " parts"), std::string::npos);
+  p.batch = 256;
+  EXPECT_EQ(choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu.forward.key_parts, 1);
+}
+
+TEST(Boxes, TilesThatAreNamedAreTaken) {
+  const Problem p = problem_of({256, 256}, {.kernel_size = 80}, 128);
+  PlanOptions options{.engine = Engine::sm90, .gpu = kH100};
+  const Plan free = choose_plan(p, options);
+  ASSERT_GT(free.candidates.size(), 3U);
+  EXPECT_EQ(free.candidates[0].kv_tile, free.gpu.forward.kv_tile);
+  for (std::size_t i = 1; i < free.candidates.size(); ++i) {
+    EXPECT_GE(free.candidates[i].cost, free.candidates[i - 1].cost);
+  }
+  options.tile_q = {0, 4, 32};
+  options.tile_kv = {0, 9, 16};
+  const Plan named = choose_plan(p, options);
+  EXPECT_EQ(named.gpu.forward.tile.extent, (std::array{1, 4, 32}));
+  EXPECT_EQ(named.gpu.forward.kv_tile, (std::array{1, 9, 16}));
+  EXPECT_DOUBLE_EQ(named.gpu.forward.work.tile_pairs, counted(named));
+  options.tile_kv = {0, 7, 7};
+  EXPECT_EQ(choose_plan(p, options).gpu.forward.kv_tile, free.gpu.forward.kv_tile) << "there is no such tile";
 }
 
 TEST(Boxes, CallsGoToTheOtherKernelWhereBoxesCannotBeAddressed) {

@@ -337,7 +337,7 @@ def test_merge(arguments, exception, start):
 
 def test_options_are_empty_by_default():
     assert _arguments.pack_options() == ()
-    assert len(_arguments.pack_options(deterministic=True)) == 13
+    assert len(_arguments.pack_options(deterministic=True)) == 16
 
 
 def options_of(monkeypatch, **arguments):
