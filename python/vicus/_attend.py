@@ -9,97 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vicus import _arguments, _arguments_dense, _ops, context
+from vicus import _arguments, _arguments_dense, _ops, _quick, context
+from vicus._quick import Rule
 
 logger = logging.getLogger("vicus")
 
 Result = Tensor | tuple[Tensor, Tensor]
 MaybeTensors = tuple[Tensor | None, ...]
-
-#: Token axes that a function takes (None for 1 to 3), and whether NATTEN's stricter rules hold.
-Rule = tuple[int | None, bool]
-
-
-# --- The quick way ---------------------------------------------------------------------------------------------------
-# Host time of a small call is mostly Python. A call that asks for nothing special (no gradient, no autocast, every
-# other argument at its default) goes straight to an operator with few arguments. Rules that the core knows are left to
-# the core, which raises the same ValueError; the others are looked up.
-
-# Masks that kept the rules, by the arguments and the shape they kept them with. Equal keys need not be legal (3.0 == 3,
-# True == 1), so the very objects must come back; ints and tuples that come from a literal or a module do.
-_seen: dict[tuple, tuple] = {}
-_MOST_SEEN = 1024
-
-
-def _is_plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    return not (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_any_autocast_enabled()
-        or (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
-        or not (query.is_cpu and key.is_cpu and value.is_cpu)
-    )
-
-
-def quick_neighborhood(
-    rule: Rule,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    scale: float | None,
-) -> Tensor | None:
-    """Neighborhood attention of a call that asks for nothing else, if it needs no further look.
-
-    Returns:
-        The output, or None: take the long way.
-    """
-    if not _is_plain(query, key, value):
-        return None
-    try:
-        seen = _seen.get((rule, kernel_size, stride, dilation, is_causal, query.shape))
-    except (TypeError, RuntimeError):  # a list; symbolic sizes; a nested tensor
-        return None
-    if seen is None:
-        return None
-    windows, steps, gaps, causal, mask, usual_scale = seen
-    if windows is not kernel_size or steps is not stride or gaps is not dilation or causal is not is_causal:
-        return None
-    if scale is None:
-        scale = usual_scale
-    return _ops.neighborhood_inference(query, key, value, mask, scale) if type(scale) is float else None
-
-
-def _remember(rule: Rule, query: Tensor, given: tuple[Any, Any, Any, Any], mask: tuple[tuple[int, ...], ...]) -> None:
-    if len(_seen) >= _MOST_SEEN:
-        _seen.clear()
-    try:
-        flat = [int(n) for values in mask for n in values]
-        _seen[(rule, *given, query.shape)] = (*given, flat, query.shape[-1] ** -0.5)
-    except TypeError:  # a list or a symbolic size
-        return
-
-
-def quick_dense(query: Tensor, key: Tensor, value: Tensor, is_causal: Any, scale: float | None) -> Tensor | None:
-    """Dense attention of a call that asks for nothing else, if it needs no further look.
-
-    Returns:
-        The output, or None: take the long way.
-    """
-    if not _is_plain(query, key, value) or query.is_nested or query.dim() != 4:
-        return None
-    if is_causal is not False and is_causal is not True:
-        return None
-    if scale is None and query.shape[-1] > 0:
-        scale = query.shape[-1] ** -0.5
-    return _ops.dense_inference(query, key, value, int(is_causal), -1, -1, scale) if type(scale) is float else None
-
-
-# --- The long way ----------------------------------------------------------------------------------------------------
 
 
 def _requires_grad(*tensors: Tensor | None) -> bool:
@@ -121,14 +37,14 @@ def call(op: Any, function: type[torch.autograd.Function], tensors: MaybeTensors
 
     Args:
         op: The operator.
-        function: The same for eager calls that are differentiated.
+        function: The same for eager calls that are differentiated (`_ops`).
         tensors: Leading arguments.
         settings: The others.
     """
     if torch.compiler.is_compiling():
         return op(*tensors, *settings)
     if _requires_grad(*tensors):
-        return function.apply(*tensors, *settings)
+        return function.apply(settings, *tensors)
     return _ops.without_autograd(op, *tensors, *settings)
 
 
@@ -272,14 +188,14 @@ def neighborhood(
         )
     elif why := _composition(*tensors):
         result = _composite("neighborhood", why, *tensors, *mask, scale)
-    elif return_lse or options or _requires_grad(*tensors) or tensors[3] is not None or rpb is not None:
-        lists = ([int(n) for n in values] for values in mask)
-        result = call(_ops.neighborhood, _ops.NeighborhoodFunction, tensors, *lists, scale, options)
     else:
-        if not torch.compiler.is_compiling():
-            _remember(rule, query, (kernel_size, stride, dilation, is_causal), mask)
-        flat = [int(n) for values in mask for n in values]
-        return _ops.neighborhood_inference(query, key, value, flat, scale)
+        lists = [[int(n) for n in values] for values in mask]
+        usual = not (return_lse or options or tensors[3] is not None or rpb is not None)
+        if usual and not torch.compiler.is_compiling():
+            _quick.remember(rule, query, (kernel_size, stride, dilation, is_causal), lists)
+        if usual and not _requires_grad(*tensors):
+            return _ops.neighborhood_inference(query, key, value, [n for values in lists for n in values], scale)
+        result = call(_ops.neighborhood, _ops.NeighborhoodFunction, tensors, *lists, scale, options)
     return result if return_lse else result[0]
 
 

@@ -6,6 +6,7 @@ Kernels: src/torch/bind.cc. First derivatives are kernels too; derivatives of th
 Tensors are heads last, of any strides; a tensor whose last dimension is not contiguous is copied by the kernel.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -236,6 +237,13 @@ def _with_tangents(backward: Callable[..., Sequence[Tensor]], grads: MaybeTensor
     return [forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
 
 
+def nothing_differentiates() -> bool:
+    """Whether nothing may differentiate, or batch, what is computed now."""
+    return not (
+        torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    )
+
+
 def without_autograd(op: Any, *args: Any) -> Any:
     """Calls an operator on tensors that nothing differentiates: the Python half of its autograd takes 5 us of 12."""
     if torch.compiler.is_compiling():
@@ -265,25 +273,32 @@ def _register_fused(
         settings: Arguments after them, `options` last.
 
     Returns:
-        The operator once more, for eager calls: what PyTorch makes of a registered formula takes 30 us longer.
+        The operator once more, for eager calls: what PyTorch makes of a registered formula takes 30 us longer. It takes
+        the settings as one argument, then the tensors; those at the end that are None may be left out.
     """
     count = tensors + settings
+
+    def derive(
+        ctx: Any, run: Callable[..., Sequence[Tensor]], needs: Sequence[bool], *grads: Tensor | None
+    ) -> list[Tensor | None]:
+        """Gradients by `run`, the backward operator, of the leading tensors; None where none is needed."""
+        if all(g is None for g in grads):
+            return [None] * len(needs)
+        *inputs, output, logsumexp = ctx.saved_tensors
+        grad_output = torch.zeros_like(output) if grads[0] is None else grads[0]
+        absent = (None,) * (tensors - len(inputs))
+        rest = (*inputs, *absent, output, logsumexp, *ctx.settings, _wanted(needs))
+        found = _with_tangents(lambda *grads: run(*grads, *rest), (grad_output, *grads[1:]))
+        return [g if need else None for g, need in zip(found, needs, strict=False)]
 
     def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:tensors], *output)
         ctx.settings = inputs[tensors:]
 
-    def gradients(ctx: Any, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_output is None and grad_logsumexp is None:
-            return (None,) * count
-        *inputs, output, logsumexp = ctx.saved_tensors
-        if grad_output is None:
-            grad_output = torch.zeros_like(output)
-        needs = ctx.needs_input_grad[:differentiable]
-        rest = (*inputs, output, logsumexp, *ctx.settings, _wanted(needs))
-        found = _with_tangents(lambda *grads: backward(*grads, *rest), (grad_output, grad_logsumexp))
-        return *(g if need else None for g, need in zip(found, needs, strict=True)), *(None,) * (count - differentiable)
+    def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = derive(ctx, backward, ctx.needs_input_grad[:differentiable], *grads)
+        return *found, *(None,) * (count - differentiable)
 
     torch.library.register_autograd(f"vicus::{name}", gradients, setup_context=save, lib=LIB)
 
@@ -308,12 +323,19 @@ def _register_fused(
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-            results = without_autograd(forward, *args)
-            save(ctx, args, results)
+        def forward(ctx: Any, settings: tuple, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+            results = without_autograd(forward, *given, *(None,) * (tensors - len(given)), *settings)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*given, *results)
+            ctx.settings = settings
             return results
 
-        backward = staticmethod(gradients)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            needs = ctx.needs_input_grad[1:]
+            run = functools.partial(without_autograd, backward) if nothing_differentiates() else backward
+            found = derive(ctx, run, needs[:differentiable], *grads)
+            return None, *found, *(None,) * (len(needs) - len(found))
 
     return Eager
 

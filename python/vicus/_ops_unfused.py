@@ -18,20 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from vicus._library import LIB
-from vicus._ops import _wanted
+from vicus._ops import _wanted, nothing_differentiates
 from vicus._unfused_schemas import AV, AV_BACKWARD, QK, QK_BACKWARD, Ints, Mask, scores_shape, tokens
 
-# --- Plain or differentiable -----------------------------------------------------------------------------------------
-
-
-def _plain() -> bool:
-    """Whether nothing may differentiate, or batch, what is computed now: one call of a backward kernel then serves."""
-    return not (
-        torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    )
+# --- Small parts -----------------------------------------------------------------------------------------------------
 
 
 def _present(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -161,7 +154,7 @@ class Average(Function):
             return None, None, None, *nothing
         scores, key, extra = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if _plain():
+        if nothing_differentiates():
             return *_present(AV_BACKWARD(scores, key, extra, grad, *ctx.mask, _wanted(needs)), needs), *nothing
         grad_scores = Scores.apply(grad, key, extra, *ctx.mask) if needs[0] else None
         return grad_scores, *_spread(scores, grad, key, extra, ctx.mask, needs[1:]), *nothing
@@ -273,7 +266,7 @@ class Qk(Function):
             return None, None, None, None, *nothing
         query, key, extra, rpb = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        if _plain():
+        if nothing_differentiates():
             return *_present(QK_BACKWARD(query, key, extra, rpb, grad, *ctx.mask, _wanted(needs)), needs), *nothing
         grad_query = Average.apply(grad, key, extra, *ctx.mask) if needs[0] else None
         grad_rpb = _bias_sums(grad, query.dim() - 3, ctx.mask) if needs[3] else None

@@ -100,6 +100,11 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return known
 
 
+def gpu_head_dim(device: torch.device, dtype: torch.dtype) -> int:
+    """The largest head dim of engine "sm80" on a CUDA device; 0 where it computes none."""
+    return 0 if gpu_refuses(_capability(device), dtype, 0) else _GPU_HEAD_DIM.get(dtype, 0)
+
+
 def gpu_takes(query: Tensor, value: Tensor) -> bool:
     """Whether the GPU engine "sm80" computes a call: whether `gpu_refuses` has nothing against these tensors."""
     if not query.is_cuda:

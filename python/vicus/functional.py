@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vicus import _arguments_dense, _attend
+from vicus import _arguments_dense, _attend, _quick
 from vicus.types import CausalArgTypeOrDed, DimensionType, DimensionTypeOrDed, KernelSchedule
 
 __all__ = [
@@ -113,10 +113,8 @@ def _family(name: str, title: str, rank: int | None, strict: bool) -> Callable[.
             and (q_tile_shape is kv_tile_shape is backward_q_tile_shape is backward_kv_tile_shape is None)
             and backward_kv_splits is None
         )
-        if not special:
-            output = _attend.quick_neighborhood(
-                rule, query, key, value, kernel_size, stride, dilation, is_causal, scale
-            )
+        if not (special or deterministic):
+            output = _quick.neighborhood(rule, query, key, value, kernel_size, stride, dilation, is_causal, scale)
             if output is not None:
                 return output
         return _attend.neighborhood(
@@ -239,8 +237,8 @@ def attention(
         and (window_size is attn_mask is key_lengths is additional_keys is additional_values is None)
         and causal_alignment == "top_left"
     )
-    if not special:
-        output = _attend.quick_dense(query, key, value, is_causal, scale)
+    if not (special or deterministic):
+        output = _quick.dense(query, key, value, is_causal, scale)
         if output is not None:
             return output
     return _attend.dense(

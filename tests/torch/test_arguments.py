@@ -81,7 +81,7 @@ def test_tensors_on_the_quick_way(case, dense):
 
 def test_layout_of_query_and_key_must_agree_in_neighborhoods_only():
     with pytest.raises(ValueError, match=says("key.shape[1]")):
-        vicus.na2d(*changed(K, lambda x: x[:, :5]), 3)
+        vicus.na2d(*changed(K, lambda x: x[:, :5]), 3, return_lse=True)
     q, k, v = tensors((6,))
     vicus.attention(q[:, :5], k, v)
 
@@ -345,7 +345,7 @@ def options_of(monkeypatch, **arguments):
     real = _attend.call
     monkeypatch.setattr(_attend, "call", lambda *args: seen.append(args[-1]) or real(*args))
     made = [x.requires_grad_() for x in tensors()]
-    vicus.na2d(*made, 3, **arguments)
+    vicus.na2d(*made, 3, return_lse=True, **arguments)  # not the quick way
     return seen[0]
 
 

@@ -11,11 +11,12 @@ import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from masked import by_hand, flat, qkv
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import vicus
-from vicus import _attend, _ops, functional
+from vicus import _attend, _ops, _quick, backends, context, functional
 
 # --- Dtypes and autocast ---------------------------------------------------------------------------------------------
 
@@ -299,8 +300,82 @@ def test_quick_way_takes_only_what_it_has_seen(monkeypatch):
         functional.na2d(tensors[0], tensors[1][:, :4], tensors[2], window)
 
 
+@pytest.fixture
+def long_way(monkeypatch):
+    """Collects the calls that take it; nothing is remembered yet."""
+    monkeypatch.setattr(_quick, "_seen", {})
+    calls = []
+    for name in ("neighborhood", "dense"):
+        real = getattr(_attend, name)
+        monkeypatch.setattr(_attend, name, lambda *a, _real=real: calls.append(a) or _real(*a))
+    return calls
+
+
+def test_quick_way_with_gradients(long_way):
+    window = (3, 3)
+    found = []
+    for _ in range(2):
+        q, k, v = (x.requires_grad_() for x in qkv((6, 7)))
+        output = functional.na2d(q, k, v, window)
+        weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+        found.append((output, *torch.autograd.grad((output * weights).sum(), (q, k, v))))
+    assert len(long_way) == 1
+    assert all(map(torch.equal, *found))
+    q, k, v = (x.flatten(1, 2) for x in qkv((6, 7)))
+    k.requires_grad_()
+    functional.attention(q, k, v).sum().backward()
+    assert len(long_way) == 1 and k.grad.isfinite().all()
+
+
+def test_quick_way_twice_differentiated(long_way):
+    shape = {"batch": 1, "heads": 2, "heads_kv": 1, "dim": 3, "dim_v": 2}
+    q, k, v = qkv((3, 2), dtype=torch.float64, grad=True, **shape)
+    window = (3, 2)
+    functional.na2d(q, k, v, window)
+    assert torch.autograd.gradgradcheck(lambda *x: functional.na2d(*x, window), (q, k, v))
+    assert len(long_way) == 1
+
+
+def test_quick_way_leaves_switches_to_the_long_one(long_way):
+    q, k, v = (x.requires_grad_() for x in qkv((6, 7)))
+    window = (3, 3)
+    functional.na2d(q, k, v, window)
+    long_way.clear()
+    with context.use_deterministic_algorithms():
+        functional.na2d(q, k, v, window)
+        functional.attention(*(x.flatten(1, 2) for x in (q, k, v)))
+    with context.use_kv_parallelism_in_fused_na(False):
+        functional.na2d(q, k, v, window)
+    functional.na2d(q, k, v, window, deterministic=True)
+    assert len(long_way) == 4
+    functional.na2d(q, k, v, window, deterministic=False)
+    assert len(long_way) == 4
+
+
+@pytest.mark.parametrize("head_dim", [64, 513])
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+def test_quick_way_on_a_gpu_is_for_what_its_engine_takes(monkeypatch, request, head_dim, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backends, "_CAPABILITIES", {})
+    _quick._gpu_head_dim.cache_clear()
+    monkeypatch.setattr(_quick, "_seen", {})
+    request.addfinalizer(_quick._gpu_head_dim.cache_clear)
+    window, rule = (3, 3), (2, True)
+    given = (window, 1, 1, False)
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, 6, 7, 2, head_dim, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+        _quick.remember(rule, q, given, [[3, 3], [1, 1], [1, 1], [0, 0]])
+        taken = _quick.neighborhood(rule, q, k, v, *given, None)
+        flat_q, flat_k, flat_v = (x.flatten(1, 2) for x in (q, k, v))
+        dense = _quick.dense(flat_q, flat_k, flat_v, False, None)
+        assert _quick.neighborhood(rule, q, k.cpu(), v, *given, None) is None
+        assert _quick.dense(flat_q, flat_k, flat_v.cpu(), False, None) is None
+    takes = head_dim <= 512 and capability >= (8, 0)
+    assert (taken is not None) == takes and (dense is not None) == takes
+
+
 def test_remembered_masks_are_bounded():
     for height, width in itertools.product(range(2, 40), range(2, 40)):
         x = torch.empty(0, height, width, 1, 1)
         functional.na2d(x, x, x, 2)
-    assert len(_attend._seen) <= _attend._MOST_SEEN
+    assert len(_quick._seen) <= _quick._MOST_SEEN
