@@ -33,6 +33,7 @@ struct CompileOptions {
   CallSet calls = {};                   ///< calls to compile for
   /// Backward passes that are bit-exact (true), that sum in no fixed order where the engine can (false), or both (empty).
   std::optional<bool> deterministic = {};
+  int jobs = 0;  ///< kernels compiled at a time; 0: as many as there are cores
 };
 
 /// One kernel of the directory. Bytes of spills and stack are of a thread.
@@ -58,12 +59,11 @@ struct CompileResult {
 
 /// Compiles every kernel that calls for `problems` may launch, each once, and writes it to `directory`, which is made if
 /// need be; kernels that are there are kept. Several processes may write to one directory. `progress`, if there is one, is
-/// called with the number of kernels done and their total, and may throw to end the work. Compiles as many at a time as
-/// there are cores; `progress` is called from one thread at a time.
+/// called with the number of kernels done and their total, from one thread at a time, and may throw to end the work.
 ///
-/// Throws InvalidArgument for a problem that breaks a rule (problems[1].heads), Unsupported where no GPU engine takes a
-/// problem or there is no compiler for a target, CompileError, and std::runtime_error where the directory cannot be
-/// written.
+/// Throws InvalidArgument for a problem that breaks a rule (problems[1].heads) and for negative jobs, Unsupported where no
+/// GPU engine takes a problem or there is no compiler for a target, CompileError, and std::runtime_error where the
+/// directory cannot be written.
 VICUS_API CompileResult compile(std::span<const Problem> problems, const std::string& directory,
                                 const CompileOptions& options,
                                 const std::function<void(std::size_t done, std::size_t total)>& progress = {});

@@ -45,6 +45,7 @@ Examples:
 struct CompileCommandOptions {
   std::vector<std::string> files, archs;
   std::string directory, forward = "both", backward = "both", rows = "aligned", bias_dtype;
+  int jobs = 0;
   ShapeOptions shape;
   MaskOptions mask;
   bool json = false;
@@ -86,7 +87,7 @@ std::vector<GpuTarget> targets_of(const std::vector<std::string>& archs) {
 }
 
 CompileOptions compile_options(const CompileCommandOptions& options) {
-  CompileOptions result{.targets = targets_of(options.archs)};
+  CompileOptions result{.targets = targets_of(options.archs), .jobs = options.jobs};
   CallSet& calls = result.calls;
   calls.forward = options.forward != "none";
   calls.backward = options.backward != "none";
@@ -181,6 +182,9 @@ void add_compile(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->allow_extra_args(false)  // what follows may be a file
       ->type_name("NAME,...");
+  command->add_option("-j,--jobs", options->jobs, "Kernels compiled at a time [as many as there are processors]")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
   const char* const calls = "Calls";
   const auto choice = [&](const std::string& name, std::string& value, const std::string& help,
                           const std::vector<std::string>& words) {

@@ -120,10 +120,10 @@ void qk_forward(const Neighborhood& mask, const ConstTensorView& query, const Co
     require_dtype("rpb", rpb, std::array{p.dtype, DType::float32, DType::float64});
   }
   require_output("scores", scores, heads_first_shape(p, p.heads, score_slots(p)), p.dtype);
-  run.scores(p,
-             {heads_last(query), heads_last(key), heads_last(additional_keys), rpb, heads_last(scores),
-              -std::numeric_limits<double>::infinity()},
-             stream);
+  const UnfusedStep step = ScoreRows{heads_last(query),           heads_last(key),
+                                     heads_last(additional_keys), rpb,
+                                     heads_last(scores),          -std::numeric_limits<double>::infinity()};
+  run.run(p, {&step, 1}, stream);
 }
 
 void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const ConstTensorView& key,
@@ -147,14 +147,16 @@ void qk_backward(const Neighborhood& mask, const ConstTensorView& query, const C
     require_distinct("grad_rpb", gradients.rpb);
   }
   const ConstTensorView grads = heads_last(grad_scores);
-  if (gradients.query) {
-    run.to_queries(p, grads, heads_last(key), heads_last(additional_keys), heads_last(gradients.query), stream);
-  }
-  if (gradients.key) run.to_keys(p, grads, heads_last(query), heads_last(gradients.key), stream);
-  if (gradients.additional_keys) {
-    run.to_additional(p, grads, heads_last(query), heads_last(gradients.additional_keys), stream);
-  }
-  if (gradients.rpb) run.to_rpb(p, grads, gradients.rpb, stream);
+  const ConstTensorView queries = heads_last(query);
+  std::vector<UnfusedStep> steps;
+  const auto add = [&](ScoreSums::Of of, const ConstTensorView& rows, const TensorView& out) {
+    if (out) steps.emplace_back(ScoreSums{of, grads, rows, heads_last(additional_keys), out});
+  };
+  add(ScoreSums::queries, heads_last(key), heads_last(gradients.query));
+  add(ScoreSums::keys, queries, heads_last(gradients.key));
+  add(ScoreSums::additional_tokens, queries, heads_last(gradients.additional_keys));
+  add(ScoreSums::rpb, {}, gradients.rpb);
+  run.run(p, steps, stream);
 }
 
 void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
@@ -165,7 +167,9 @@ void av_forward(const Neighborhood& mask, const ConstTensorView& scores, const C
   require_input("value", value, heads_first_shape(p, p.heads_kv, p.head_dim), p.dtype);
   check_additional("additional_values", p, additional_values);
   require_output("output", output, heads_first_shape(p, p.heads, p.head_dim), p.dtype);
-  run.to_queries(p, heads_last(scores), heads_last(value), heads_last(additional_values), heads_last(output), stream);
+  const UnfusedStep step = ScoreSums{ScoreSums::queries, heads_last(scores), heads_last(value),
+                                     heads_last(additional_values), heads_last(output)};
+  run.run(p, {&step, 1}, stream);
 }
 
 void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const ConstTensorView& value,
@@ -183,20 +187,18 @@ void av_backward(const Neighborhood& mask, const ConstTensorView& scores, const 
     require_present("additional_values", additional_values);
     require_output("grad_additional_values", gradients.additional_values, additional_values.shape(), p.dtype);
   }
+  const ConstTensorView weights = heads_last(scores), rows = heads_last(grad_output);
+  std::vector<UnfusedStep> steps;
   if (gradients.scores) {
-    run.scores(p,
-               {heads_last(grad_output),
-                heads_last(value),
-                heads_last(additional_values),
-                {},
-                heads_last(gradients.scores),
-                0.0},
-               stream);
+    steps.emplace_back(
+        ScoreRows{rows, heads_last(value), heads_last(additional_values), {}, heads_last(gradients.scores), 0.0});
   }
-  if (gradients.value) run.to_keys(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.value), stream);
-  if (gradients.additional_values) {
-    run.to_additional(p, heads_last(scores), heads_last(grad_output), heads_last(gradients.additional_values), stream);
-  }
+  const auto add = [&](ScoreSums::Of of, const TensorView& out) {
+    if (out) steps.emplace_back(ScoreSums{of, weights, rows, {}, out});
+  };
+  add(ScoreSums::keys, heads_last(gradients.value));
+  add(ScoreSums::additional_tokens, heads_last(gradients.additional_values));
+  run.run(p, steps, stream);
 }
 
 }  // namespace vicus

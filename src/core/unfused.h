@@ -1,10 +1,12 @@
-// What the engines implement of the unfused operators: five sums over the slots of a window. `unfused.cc` checks the
+// What the engines implement of the unfused operators: sums over the slots of a window. `unfused.cc` checks the
 // tensors and calls; an engine may trust everything it is given. Tensors are heads last, whatever their order in memory.
 #ifndef VICUS_CORE_UNFUSED_H_
 #define VICUS_CORE_UNFUSED_H_
 
 #include <array>
 #include <cstdint>
+#include <span>
+#include <variant>
 
 #include "core/domain.h"
 #include "vicus/problem.h"
@@ -34,19 +36,19 @@ struct ScoreRows {
   double unused;
 };
 
+/// Sums by the scores: of key rows for each query (av forward, dq of qk backward; with the additional tokens' rows), of query
+/// rows for each key (dk, dv) or additional token, and of the scores alone for each distance (gradient of rpb).
+struct ScoreSums {
+  enum Of : std::uint8_t { queries, keys, additional_tokens, rpb } of;
+  ConstTensorView scores, rows, additional;
+  TensorView out;
+};
+
+using UnfusedStep = std::variant<ScoreRows, ScoreSums>;
+
 struct UnfusedEngine {
-  void (*scores)(const Problem& problem, const ScoreRows& rows, void* stream);
-  /// Sums of key rows by the scores of a query: av forward, and dq of qk backward.
-  void (*to_queries)(const Problem& problem, const ConstTensorView& scores, const ConstTensorView& keys,
-                     const ConstTensorView& additional, const TensorView& out, void* stream);
-  /// Sums of query rows by the scores a key has with them: dk of qk backward, and dv of av backward.
-  void (*to_keys)(const Problem& problem, const ConstTensorView& scores, const ConstTensorView& rows,
-                  const TensorView& out, void* stream);
-  /// The same for the additional tokens, which every query of the batch entry sees.
-  void (*to_additional)(const Problem& problem, const ConstTensorView& scores, const ConstTensorView& rows,
-                        const TensorView& out, void* stream);
-  /// Gradient of rpb.
-  void (*to_rpb)(const Problem& problem, const ConstTensorView& scores, const TensorView& out, void* stream);
+  /// The steps of one call, none of which reads what another writes. An engine that may fail to start one starts none.
+  void (*run)(const Problem& problem, std::span<const UnfusedStep> steps, void* stream);
 };
 
 namespace cpu {

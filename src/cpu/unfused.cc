@@ -98,7 +98,7 @@ void for_each_row(const Problem& p, std::int64_t heads, std::int64_t width, cons
   });
 }
 
-void write_scores(const Problem& p, const ScoreRows& s, void* /*stream*/) {
+void write_scores(const Problem& p, const ScoreRows& s) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const RpbMap rpb = p.rpb ? rpb_map(s.rpb, p) : RpbMap{};
@@ -132,7 +132,7 @@ void write_scores(const Problem& p, const ScoreRows& s, void* /*stream*/) {
 
 // Sums of key rows by the scores of a query: av forward, and dq of qk backward.
 void sum_to_queries(const Problem& p, const ConstTensorView& scores, const ConstTensorView& keys,
-                    const ConstTensorView& additional, const TensorView& out, void* /*stream*/) {
+                    const ConstTensorView& additional, const TensorView& out) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(keys.size(keys.dims() - 1));
@@ -154,8 +154,7 @@ void sum_to_queries(const Problem& p, const ConstTensorView& scores, const Const
 }
 
 // Sums of query rows by the scores a key has with them: dk of qk backward, and dv of av backward.
-void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out,
-                 void* /*stream*/) {
+void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out) {
   const Slots slots(p);
   const std::int64_t group = p.heads / p.heads_kv;
   const int width = static_cast<int>(rows.size(rows.dims() - 1));
@@ -177,7 +176,7 @@ void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTen
 
 // The same for the additional tokens, which every query of the batch entry sees.
 void sum_to_additional(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows,
-                       const TensorView& out, void* /*stream*/) {
+                       const TensorView& out) {
   const Slots slots(p);
   const Domain domain(p);
   const std::int64_t group = p.heads / p.heads_kv;
@@ -206,7 +205,7 @@ void sum_to_additional(const Problem& p, const ConstTensorView& scores, const Co
 }
 
 // Gradient of rpb: one task per head, summed in float64.
-void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorView& out, void* /*stream*/) {
+void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorView& out) {
   const Slots slots(p);
   const Domain domain(p);
   const TensorLayout table(p.rpb_shape());
@@ -232,8 +231,28 @@ void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorVie
   });
 }
 
+void sum(const Problem& p, const ScoreSums& s) {
+  switch (s.of) {
+    case ScoreSums::queries:
+      return sum_to_queries(p, s.scores, s.rows, s.additional, s.out);
+    case ScoreSums::keys:
+      return sum_to_keys(p, s.scores, s.rows, s.out);
+    case ScoreSums::additional_tokens:
+      return sum_to_additional(p, s.scores, s.rows, s.out);
+    case ScoreSums::rpb:
+      return sum_to_rpb(p, s.scores, s.out);
+  }
+}
+
+void run(const Problem& p, std::span<const UnfusedStep> steps, void* /*stream*/) {
+  for (const UnfusedStep& step : steps) {
+    if (const auto* rows = std::get_if<ScoreRows>(&step)) write_scores(p, *rows);
+    else sum(p, std::get<ScoreSums>(step));
+  }
+}
+
 }  // namespace
 
-const UnfusedEngine kUnfused = {write_scores, sum_to_queries, sum_to_keys, sum_to_additional, sum_to_rpb};
+const UnfusedEngine kUnfused = {run};
 
 }  // namespace vicus::cpu

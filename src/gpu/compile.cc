@@ -4,6 +4,7 @@
 #include <mutex>
 #include <set>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -83,6 +84,7 @@ class WorkList {
 CompileResult compile(std::span<const Problem> problems, const std::string& directory, const CompileOptions& options,
                       const std::function<void(std::size_t done, std::size_t total)>& progress) {
   if (directory.empty()) throw InvalidArgument("directory", "''", "a path");
+  if (options.jobs < 0) throw InvalidArgument("jobs", std::to_string(options.jobs), ">= 0");
   if (options.targets.empty()) throw InvalidArgument("targets", "empty", "one GPU at least");
   WorkList work(problems, options);
   for (const GpuTarget& target : options.targets) jit::require_compiler({target.major, target.minor});
@@ -94,7 +96,7 @@ CompileResult compile(std::span<const Problem> problems, const std::string& dire
   result.kernels.resize(work.wanted.size());
   std::mutex mutex;  // of the progress
   std::size_t done = 0;
-  jit::at_once(work.wanted.size(), [&](std::size_t i) {
+  const auto compile_one = [&](std::size_t i) {
     const Wanted& each = work.wanted[i];
     const jit::Source source = source_of(each.spec);
     const jit::CompileReport report = jit::prebuild(source, each.arch, directory);
@@ -110,7 +112,8 @@ CompileResult compile(std::span<const Problem> problems, const std::string& dire
                          .from_cache = report.from_cache};
     const std::lock_guard lock(mutex);
     if (progress) progress(++done, work.wanted.size());
-  });
+  };
+  jit::at_once(work.wanted.size(), compile_one, static_cast<std::size_t>(options.jobs));
   return result;
 }
 

@@ -61,15 +61,6 @@ class Loaded {
   void* stream_;
 };
 
-/// A call of one kernel.
-template <class Args>
-void launch(const Spec& spec, Grid grid, void* stream, const Args& args) {
-  Kernels kernels;
-  kernels.add(spec);
-  const Loaded loaded(kernels, stream);
-  loaded.launch(*loaded.specs().begin(), grid, args);
-}
-
 /// Memory of the stream's device, given back in the order of the stream.
 class Scratch {
  public:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <initializer_list>
 #include <vector>
 
 #include "gpu/launch.h"
@@ -45,10 +46,18 @@ class Merge {
   }
   [[nodiscard]] Rows rows(const ConstTensorView& t) const { return rows_of(t, rank_); }
 
-  void run(Kernel kernel, bool vectors, const MergeArgs& args) const {
-    const Spec spec = merge_spec(kernel, parts_.dtype(), static_cast<int>(parts_.width()), vectors);
+  // The kernels of a call, all loaded before the first runs.
+  [[nodiscard]] Loaded load(std::initializer_list<Kernel> list, bool vectors) const {
+    Kernels kernels;
+    for (const Kernel kernel : list) {
+      kernels.add(merge_spec(kernel, parts_.dtype(), static_cast<int>(parts_.width()), vectors));
+    }
+    return {kernels, stream_};
+  }
+  void run(const Loaded& loaded, std::size_t kernel, const MergeArgs& args) const {
+    const Spec& spec = loaded.specs().begin()[kernel];
     const std::int64_t per_block = spec.threads() / spec.lanes;
-    launch(spec, {(rows_ + per_block - 1) / per_block, std::min(batch_, kMostGridY)}, stream_, args);
+    loaded.launch(spec, {(rows_ + per_block - 1) / per_block, std::min(batch_, kMostGridY)}, args);
   }
   [[nodiscard]] std::size_t count() const { return parts_.count(); }
 
@@ -74,6 +83,7 @@ void forward(const MergeParts& parts, const TensorView& output, const TensorView
   const jit::ContextGuard context(jit::device_of(output.numel() > 0 ? output.data() : logsumexp.data()));
   const Merge merge(parts, stream);
   const bool vectors = aligned(parts.outputs) && gpu::aligned({output});
+  const Loaded loaded = merge.load({Kernel::merge_forward}, vectors);
   // Two places in turn: a kernel must not write what it reads.
   const DType sums = logsumexp_type(parts.dtype());
   const auto padded_bytes = [](std::int64_t elements, DType dtype) {
@@ -95,7 +105,7 @@ void forward(const MergeParts& parts, const TensorView& output, const TensorView
     const Partial to = last ? Partial{output, logsumexp} : place(round % 2);
     args.output = merge.rows(to.output);
     args.logsumexp = merge.rows(to.logsumexp);
-    merge.run(Kernel::merge_forward, vectors, args);
+    merge.run(loaded, 0, args);
     if (last) return;
     const std::size_t more = std::min(parts.count() - done, kMost - 1);
     args = merge.args(done, more);
@@ -112,10 +122,12 @@ void backward(const MergeParts& parts, const ConstTensorView& grad_output, const
   bool vectors = aligned(parts.outputs) && gpu::aligned({grad_output});
   for (const TensorView& t : gradients.outputs) vectors = vectors && gpu::aligned({t});
   const bool several = parts.count() > kMost;
+  const Loaded loaded = several ? merge.load({Kernel::merge_backward, Kernel::merge_sums}, vectors)
+                                : merge.load({Kernel::merge_backward}, vectors);
   constexpr std::size_t kSums = 3;
   const Scratch scratch(
       several ? kSums * static_cast<std::size_t>(parts.rows()) * dtype_size(logsumexp_type(parts.dtype())) : 0, stream);
-  const auto each = [&](Kernel kernel, const auto& finish) {
+  const auto each = [&](std::size_t kernel, const auto& finish) {
     for (std::size_t first = 0; first < parts.count(); first += kMost) {
       MergeArgs args = merge.args(first, std::min(parts.count() - first, kMost));
       args.grad_output = merge.rows(grad_output);
@@ -123,11 +135,11 @@ void backward(const MergeParts& parts, const ConstTensorView& grad_output, const
       args.sums = scratch.data();
       args.first = first == 0;
       finish(args, first);
-      merge.run(kernel, vectors, args);
+      merge.run(loaded, kernel, args);
     }
   };
-  if (several) each(Kernel::merge_sums, [](MergeArgs&, std::size_t) {});
-  each(Kernel::merge_backward, [&](MergeArgs& args, std::size_t first) {
+  if (several) each(1, [](MergeArgs&, std::size_t) {});
+  each(0, [&](MergeArgs& args, std::size_t first) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(args.parts); ++i) {
       if (!gradients.outputs.empty()) args.grad_outputs[i] = merge.rows(gradients.outputs[first + i]);
       if (!gradients.logsumexps.empty()) args.grad_logsumexps[i] = merge.rows(gradients.logsumexps[first + i]);

@@ -1,13 +1,15 @@
-// The unfused operators on the GPU: one kernel each, see unfused.cuh.
+// The unfused operators on the GPU: one kernel each, see unfused.cuh and unfused_tiles.cuh.
 #include "core/unfused.h"
 
 #include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 #include "gpu/launch.h"
 #include "gpu/spec.h"
 #include "gpu/unfused_args.h"
 #include "jit/device.h"
+#include "vicus/geometry.h"
 
 namespace vicus::gpu {
 namespace {
@@ -25,70 +27,97 @@ struct Operation {
     require_countable("heads of all batch entries", p.batch * p.heads);
   }
 
-  // A warp per token and head.
-  void run_rows(std::int64_t heads, const void* written, void* stream) const {
-    const std::int64_t rows = args.batch * heads;
-    run({(tokens + spec.warps - 1) / spec.warps, std::min(rows, kMostGridY)}, written, stream);
+  // A warp per token and head, or per box of 16 tokens.
+  void cover_rows(std::int64_t heads) {
+    std::int64_t along = tokens;
+    if (uses_tensor_cores(spec.kernel)) {
+      along = 1;
+      for (std::size_t a = 0; a < 3; ++a) {
+        along *= std::min(spec.dilation[a], args.len[a]) *
+                 geometry::ceil_div(geometry::class_len(args.len[a], spec.dilation[a], 0), spec.tile_q[a]);
+      }
+    }
+    grid = {(along + spec.warps - 1) / spec.warps, std::min(args.batch * heads, kMostGridY)};
   }
-  void run(Grid grid, const void* written, void* stream) const {
-    if (grid.x == 0 || grid.y == 0) return;
-    const jit::ContextGuard context(jit::device_of(written));
-    launch(spec, grid, stream, args);
-  }
+  [[nodiscard]] bool empty() const { return grid.x == 0 || grid.y == 0; }
 
   Spec spec;
   std::int64_t tokens;
   UnfusedArgs args;
+  Grid grid = 0;
 };
 
-void write_scores(const Problem& p, const ScoreRows& s, void* stream) {
-  Operation call(p, Kernel::unfused_scores, {s.rows, s.keys, s.additional}, s.rpb ? s.rpb.dtype() : DType::float32);
-  call.args.rows = rows_of(s.rows, p.rank());
-  call.args.keys = rows_of(s.keys, p.rank());
-  call.args.additional = rows_of(s.additional, 1);
-  call.args.scores = rows_of(s.scores, p.rank());
-  call.args.bias = relative_bias_of(s.rpb, p.rank());
-  call.args.zero_unused = s.unused == 0;
-  call.run_rows(p.heads, s.scores.data(), stream);
+Operation operation_of(const Problem& p, const ScoreRows& s) {
+  Operation op(p, Kernel::unfused_scores, {s.rows, s.keys, s.additional}, s.rpb ? s.rpb.dtype() : DType::float32);
+  op.args.rows = rows_of(s.rows, p.rank());
+  op.args.keys = rows_of(s.keys, p.rank());
+  op.args.additional = rows_of(s.additional, 1);
+  op.args.scores = rows_of(s.scores, p.rank());
+  op.args.bias = relative_bias_of(s.rpb, p.rank());
+  op.args.zero_unused = s.unused == 0;
+  op.cover_rows(p.heads);
+  return op;
 }
 
-void sum_to_queries(const Problem& p, const ConstTensorView& scores, const ConstTensorView& keys,
-                    const ConstTensorView& additional, const TensorView& out, void* stream) {
-  Operation call(p, Kernel::unfused_to_queries, {keys, additional, out}, DType::float32);
-  call.args.scores = rows_of(scores, p.rank());
-  call.args.keys = rows_of(keys, p.rank());
-  call.args.additional = rows_of(additional, 1);
-  call.args.rows = rows_of(out, p.rank());
-  call.run_rows(p.heads, out.data(), stream);
+Operation operation_of(const Problem& p, const ScoreSums& s) {
+  const bool of_queries = s.of == ScoreSums::queries, of_rpb = s.of == ScoreSums::rpb;
+  const Kernel kernel = of_queries                             ? Kernel::unfused_to_queries
+                        : s.of == ScoreSums::keys              ? Kernel::unfused_to_keys
+                        : s.of == ScoreSums::additional_tokens ? Kernel::unfused_to_additional
+                                                               : Kernel::unfused_to_bias;
+  const ConstTensorView none, out = s.out;
+  Operation op(p, kernel, {s.rows, of_queries ? s.additional : none, of_rpb ? none : out},
+               of_rpb ? out.dtype() : DType::float32);
+  op.args.scores = rows_of(s.scores, p.rank());
+  (of_queries ? op.args.keys : op.args.rows) = rows_of(s.rows, of_rpb ? 0 : p.rank());
+  switch (s.of) {
+    case ScoreSums::queries:
+      op.args.additional = rows_of(s.additional, 1);
+      op.args.rows = rows_of(out, p.rank());
+      op.cover_rows(p.heads);
+      break;
+    case ScoreSums::keys:
+      op.args.keys = rows_of(out, p.rank());
+      op.cover_rows(p.heads_kv);
+      break;
+    case ScoreSums::additional_tokens:
+      op.args.additional = rows_of(out, 1);
+      op.grid = p.batch * p.heads_kv * p.additional_tokens;
+      break;
+    case ScoreSums::rpb:
+      op.args.bias = relative_bias_of(out, p.rank());
+      op.grid = out.numel();
+      break;
+  }
+  return op;
 }
 
-void sum_to_keys(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows, const TensorView& out,
-                 void* stream) {
-  Operation call(p, Kernel::unfused_to_keys, {rows, out}, DType::float32);
-  call.args.scores = rows_of(scores, p.rank());
-  call.args.rows = rows_of(rows, p.rank());
-  call.args.keys = rows_of(out, p.rank());
-  call.run_rows(p.heads_kv, out.data(), stream);
+const void* written_by(const UnfusedStep& step) {
+  const auto* rows = std::get_if<ScoreRows>(&step);
+  return rows != nullptr ? rows->scores.data() : std::get<ScoreSums>(step).out.data();
 }
 
-void sum_to_additional(const Problem& p, const ConstTensorView& scores, const ConstTensorView& rows,
-                       const TensorView& out, void* stream) {
-  Operation call(p, Kernel::unfused_to_additional, {rows, out}, DType::float32);
-  call.args.scores = rows_of(scores, p.rank());
-  call.args.rows = rows_of(rows, p.rank());
-  call.args.additional = rows_of(out, 1);
-  call.run(p.batch * p.heads_kv * p.additional_tokens, out.data(), stream);
-}
-
-void sum_to_rpb(const Problem& p, const ConstTensorView& scores, const TensorView& out, void* stream) {
-  Operation call(p, Kernel::unfused_to_bias, {}, out.dtype());
-  call.args.scores = rows_of(scores, p.rank());
-  call.args.bias = relative_bias_of(out, p.rank());
-  call.run(out.numel(), out.data(), stream);
+void run(const Problem& p, std::span<const UnfusedStep> steps, void* stream) {
+  std::vector<Operation> operations;
+  Kernels kernels;
+  const void* written = nullptr;
+  for (const UnfusedStep& step : steps) {
+    Operation op = std::visit([&](const auto& s) { return operation_of(p, s); }, step);
+    if (op.empty()) continue;
+    kernels.add(op.spec);
+    operations.push_back(op);
+    written = written_by(step);
+  }
+  if (operations.empty()) return;
+  const jit::ContextGuard context(jit::device_of(written));
+  const Loaded loaded(kernels, stream);
+  for (std::size_t i = 0; i < operations.size(); ++i) {
+    loaded.launch(loaded.specs().begin()[i], operations[i].grid, operations[i].args);
+  }
 }
 
 }  // namespace
 
-const UnfusedEngine kUnfused = {write_scores, sum_to_queries, sum_to_keys, sum_to_additional, sum_to_rpb};
+const UnfusedEngine kUnfused = {run};
 
 }  // namespace vicus::gpu

@@ -10,7 +10,7 @@
 
 namespace vicus::jit {
 
-void at_once(std::size_t count, const std::function<void(std::size_t)>& work) {
+void at_once(std::size_t count, const std::function<void(std::size_t)>& work, std::size_t threads) {
   std::atomic<std::size_t> next{0};
   std::mutex mutex;  // of the failure
   std::exception_ptr failure;
@@ -29,7 +29,8 @@ void at_once(std::size_t count, const std::function<void(std::size_t)>& work) {
   };
   {
     std::vector<std::jthread> others;
-    const std::size_t most = std::min<std::size_t>(count, std::max(std::thread::hardware_concurrency(), 1U));
+    const std::size_t cores = std::max(std::thread::hardware_concurrency(), 1U);
+    const std::size_t most = std::min(count, threads > 0 ? threads : cores);
     try {
       while (others.size() + 1 < most) others.emplace_back(take);
       take();

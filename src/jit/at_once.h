@@ -7,9 +7,9 @@
 
 namespace vicus::jit {
 
-/// Calls `work(0)` to `work(count - 1)`, on at most as many threads as there are cores, the caller's among them, and
+/// Calls `work(0)` to `work(count - 1)`, on `threads` threads (0: as many as there are cores), the caller's among them, and
 /// returns when all have ended. After an exception no more calls begin; of several, that of the lowest number is thrown.
-void at_once(std::size_t count, const std::function<void(std::size_t)>& work);
+void at_once(std::size_t count, const std::function<void(std::size_t)>& work, std::size_t threads = 0);
 
 }  // namespace vicus::jit
 

@@ -3,6 +3,7 @@
 //   FAKE_NVRTC_LOG    a file that gets one line per compilation, from all processes
 //   FAKE_NVRTC_SLEEP  milliseconds that a compilation takes
 //   FAKE_NVRTC_VERSION "13.1"
+//   FAKE_NVRTC_FAIL   set: nothing compiles
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -59,7 +60,7 @@ EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* o
   if (const char* const pause = std::getenv("FAKE_NVRTC_SLEEP"); pause != nullptr) {
     std::this_thread::sleep_for(std::chrono::milliseconds(std::atoi(pause)));
   }
-  if (program->text.find("#error") != std::string::npos) {
+  if (program->text.find("#error") != std::string::npos || std::getenv("FAKE_NVRTC_FAIL") != nullptr) {
     program->log = "kernel.cu(1): error: #error directive";
     return 6;
   }

@@ -142,6 +142,26 @@ def test_a_list_of_problems(place, tmp_path):
     assert {k["problem"] for k in report["kernels"]} == {f"{tmp_path}/a.json, line {n}" for n in lines}, "each once"
 
 
+def test_jobs_change_nothing_but_the_time(place, tmp_path):
+    def kernels(jobs):
+        folder = tmp_path / f"kernels{jobs}"
+        archs = ["--arch", "sm_80,sm_90"]
+        report = report_of(*BIASED, *archs, "-o", folder, "--jobs", jobs, environment=place | {"FAKE_NVRTC_SLEEP": 20})
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        return [{**kernel, "seconds": 0} for kernel in report["kernels"]], files
+
+    assert kernels(1) == kernels(7)
+    refuse(*LAYER, "-o", tmp_path / "none", "--jobs", "0", environment=place, naming=["--jobs", "0"])
+
+
+def test_jobs_end_with_the_first_failure(place, tmp_path):
+    for jobs in (1, 7):
+        folder = tmp_path / f"kernels{jobs}"
+        folder.mkdir()
+        refuse(*BIASED, "-o", folder, "--jobs", jobs, environment=place | {"FAKE_NVRTC_FAIL": 1}, naming=[], code=1)
+        assert list(folder.iterdir()) == []
+
+
 def test_two_processes_at_once(place, tmp_path):
     slow = place | {"FAKE_NVRTC_SLEEP": 20}
     arguments = ["compile", *BIASED, "-o", tmp_path / "kernels", "--arch", "sm_80,sm_90", "--json"]
