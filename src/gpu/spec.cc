@@ -1,6 +1,7 @@
 #include "gpu/spec.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "vicus/geometry.h"
@@ -107,7 +108,11 @@ std::string prologue(const Spec& s) {
   p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
   p += s.dtype == DType::float16 ? "F16" : "Bf16";
   p += "; }\n";
-  return s.kernel == Kernel::sm90_forward ? p + boxes_prologue(s) : p;
+  if (s.kernel == Kernel::sm90_forward) return p + boxes_prologue(s);
+  if (s.kernel == Kernel::unfused_tile_to_queries || s.kernel == Kernel::unfused_tile_to_keys) {
+    p += constant("bool", "kRowsAreKeys", s.kernel == Kernel::unfused_tile_to_keys);
+  }
+  return p;
 }
 
 using geometry::ceil_div;
@@ -248,6 +253,30 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   return s;
 }
 
+namespace {
+
+// The box of 16 positions whose windows are the least work together.
+std::array<int, 3> unfused_box(const Spec& s, const Problem& p) {
+  constexpr int kRows = 16;
+  std::array<int, 3> best{1, 1, kRows};
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 1; i <= (s.rank > 2 ? kRows : 1); i *= 2) {
+    for (int j = 1; j <= (s.rank > 1 ? kRows / i : 1); j *= 2) {
+      const std::array<int, 3> box{i, j, kRows / (i * j)};
+      double work = 1;
+      for (int n = 0; n < s.rank; ++n) {
+        const auto a = static_cast<std::size_t>(3 - s.rank + n);
+        const int len = geometry::class_len(static_cast<int>(p.layout[n]), s.dilation[a], 0);
+        work *= ceil_div(len, box[a]) * static_cast<double>(std::min(s.window[a] + box[a] - 1, len));
+      }
+      if (work < least) least = work, best = box;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
 Spec unfused_spec(const Problem& p, Kernel kernel, bool vectors, DType bias_type) {
   Spec s;
   s.kernel = kernel;
@@ -257,6 +286,17 @@ Spec unfused_spec(const Problem& p, Kernel kernel, bool vectors, DType bias_type
   s.vectors = vectors;
   s.bias_type = bias_type;
   s.warps = kWarpsWithoutTiles;
+  if (!vectors || dtype_size(p.dtype) != 2) return s;
+  if (kernel == Kernel::unfused_scores) s.kernel = Kernel::unfused_tile_scores;
+  if (kernel == Kernel::unfused_to_queries) s.kernel = Kernel::unfused_tile_to_queries;
+  if (kernel == Kernel::unfused_to_keys) s.kernel = Kernel::unfused_tile_to_keys;
+  if (!uses_tensor_cores(s.kernel)) return s;
+  constexpr int kUnfusedWarps = 4, kMostHeld = 64;  // registers
+  const bool scores = s.kernel == Kernel::unfused_tile_scores;
+  s.warps = kUnfusedWarps;
+  s.hold = scores && s.head_dim <= kMostHeld;
+  s.min_blocks = s.rank > 2 || (scores && !s.hold) ? 3 : 4;
+  s.tile_q = unfused_box(s, p);
   return s;
 }
 
@@ -307,6 +347,9 @@ jit::Source source_of(const Spec& spec) {
                                  "backward_convert.cu",
                                  "backward_bias.cu",
                                  "sm90_forward.cu",
+                                 "unfused_tile_scores.cu",
+                                 "unfused_tile_sums.cu",
+                                 "unfused_tile_sums.cu",
                                  "plain_forward.cu",
                                  "plain_delta.cu",
                                  "plain_backward_queries.cu",

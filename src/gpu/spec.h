@@ -23,6 +23,9 @@ enum class Kernel : std::uint8_t {
   convert,
   bias,
   sm90_forward,  // by boxes and warpgroups
+  unfused_tile_scores,
+  unfused_tile_to_queries,  // one text for these two
+  unfused_tile_to_keys,
   // Without.
   plain_forward,
   plain_delta,
@@ -100,7 +103,8 @@ struct Spec {
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
 
-/// A kernel of the unfused operators; `bias_type`: of the bias it reads or writes.
+/// A kernel of the unfused operators, with tensor cores where it can have them; `kernel` is the one without, `bias_type` of
+/// the bias it reads or writes.
 [[nodiscard]] Spec unfused_spec(const Problem& problem, Kernel kernel, bool vectors, DType bias_type);
 /// A kernel that merges rows of `width` features.
 [[nodiscard]] Spec merge_spec(Kernel kernel, DType dtype, int width, bool vectors);

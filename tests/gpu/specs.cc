@@ -283,19 +283,21 @@ std::vector<Unplanned> unplanned() {
   using gpu::Kernel;
   std::vector<Unplanned> list;
   int n = 0;
+  const auto unfused = [&](DType dtype, Kernel kernel, std::int64_t width, int rank) {
+    Problem p = sized(dtype, 2,
+                      rank == 1   ? AxisValues{60}
+                      : rank == 2 ? AxisValues{12, 14}
+                                  : AxisValues{5, 6, 7},
+                      4, 2, width, width);
+    p.mask = Neighborhood{
+        .kernel_size = rank == 1 && n % 2 == 0 ? 201 : 3, .stride = 1, .dilation = n % 2 + 1, .is_causal = n % 2};
+    list.push_back({"unfused " + std::to_string(width), gpu::unfused_spec(validate(p), kernel, width != 41, dtype)});
+    ++n;
+  };
   for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
     for (const Kernel kernel : {Kernel::unfused_scores, Kernel::unfused_to_queries, Kernel::unfused_to_keys,
                                 Kernel::unfused_to_additional, Kernel::unfused_to_bias}) {
-      const int rank = n % 3 + 1;
-      const std::int64_t width = n % 4 == 0 ? 640 : n % 4 == 1 ? 64 : n % 4 == 2 ? 32 : 41;
-      Problem p = sized(dtype, 2,
-                        rank == 1   ? AxisValues{60}
-                        : rank == 2 ? AxisValues{12, 14}
-                                    : AxisValues{5, 6, 7},
-                        4, 2, width, width);
-      p.mask = Neighborhood{.kernel_size = 3, .stride = 1, .dilation = n % 2 + 1, .is_causal = n % 2};
-      list.push_back({"unfused " + std::to_string(width), gpu::unfused_spec(validate(p), kernel, n % 4 != 3, dtype)});
-      ++n;
+      unfused(dtype, kernel, n % 4 == 0 ? 640 : n % 4 == 1 ? 64 : n % 4 == 2 ? 32 : 41, n % 3 + 1);
     }
     for (const Kernel kernel : {Kernel::merge_forward, Kernel::merge_sums, Kernel::merge_backward}) {
       const int width = n % 3 == 0 ? 520 : n % 3 == 1 ? 64 : 41;
@@ -306,6 +308,12 @@ std::vector<Unplanned> unplanned() {
   for (const int width : {8, 128, 200, 256}) {
     const DType dtype = width == 128 ? DType::float16 : DType::bfloat16;
     list.push_back({"merge parts " + std::to_string(width), gpu::merge_spec(Kernel::merge_parts, dtype, width, true)});
+  }
+  // With tensor cores.
+  for (const Kernel kernel : {Kernel::unfused_scores, Kernel::unfused_to_queries, Kernel::unfused_to_keys}) {
+    for (const std::int64_t width : {8, 64, 96, 128, 256, 640}) {
+      for (int rank = 1; rank <= 3; ++rank) unfused(n % 2 == 0 ? DType::bfloat16 : DType::float16, kernel, width, rank);
+    }
   }
   return list;
 }

@@ -268,6 +268,47 @@ TEST_F(PlainCalls, UnfusedOperators) {
   EXPECT_EQ(args_of<gpu::UnfusedArgs>(all[3]).additional.data, grad_extra.view.data());
 }
 
+TEST_F(PlainCalls, UnfusedOperatorsOnTensorCoresHaveAWarpForSixteenPositions) {
+  const Neighborhood mask = {.kernel_size = {3, 5}, .stride = 1, .dilation = {1, 2}, .is_causal = 0};
+  for (const std::int64_t width : {16, 20}) {  // rows of the second have no multiple of 16 bytes
+    const Tensor query(DType::bfloat16, {2, 4, 9, 10, width}), key(DType::bfloat16, {2, 2, 9, 10, width});
+    const Tensor scores(DType::bfloat16, {2, 4, 9, 10, 15}), grad_query(DType::bfloat16, {2, 4, 9, 10, width}),
+        grad_key(DType::bfloat16, {2, 2, 9, 10, width});
+    record<gpu::UnfusedArgs>();
+    qk_forward(mask, query.view, key.view, scores.view, {}, {}, Engine::sm80, &stream);
+    qk_backward(mask, query.view, key.view, scores.view, {grad_query.view, grad_key.view, {}, {}}, {}, Engine::sm80,
+                &stream);
+    const std::vector<FakeLaunch> all = launches();
+    if (width == 20) {
+      EXPECT_EQ(names(), (std::vector<std::string>{"unfused_scores", "unfused_to_queries", "unfused_to_keys"}));
+      continue;
+    }
+    ASSERT_EQ(names(), (std::vector<std::string>{"unfused_tile_scores", "unfused_tile_sums", "unfused_tile_sums"}));
+    // Two residue classes of 9 x 5 positions, in boxes of 4 x 4: six each, four to a block.
+    expect_grid(all[0], 2 * 6 / 4, 8, 128);
+    expect_grid(all[1], 2 * 6 / 4, 8, 128);
+    expect_grid(all[2], 2 * 6 / 4, 4, 128);
+    EXPECT_EQ(args_of<gpu::UnfusedArgs>(all[1]).rows.data, grad_query.view.data());
+    EXPECT_EQ(args_of<gpu::UnfusedArgs>(all[2]).keys.data, grad_key.view.data());
+  }
+}
+
+TEST_F(PlainCalls, UnfusedOperatorsDuringACaptureQueueAllKernelsOrNone) {
+  constexpr auto kType = DType::float64;
+  const Neighborhood mask = {.kernel_size = 7};
+  const Tensor query(kType, {2, 4, 31, 24}), grad(kType, {2, 4, 31, 24}), scores(kType, {2, 4, 31, 7});
+  av_forward(mask, scores.view, query.view, grad.view, {}, Engine::sm80, &stream);  // the kernel of grad_query
+  record<gpu::UnfusedArgs>();
+  fake.capture_status = 1;
+  EXPECT_THROW(
+      qk_backward(mask, query.view, query.view, scores.view, {grad.view, grad.view, {}, {}}, {}, Engine::sm80, &stream),
+      Unsupported);
+  EXPECT_EQ(launches().size(), 0U);
+  qk_backward(mask, query.view, query.view, scores.view, {grad.view, {}, {}, {}}, {}, Engine::sm80, &stream);
+  EXPECT_EQ(launches().size(), 1U);
+  fake.capture_status = 0;
+}
+
 TEST_F(PlainCalls, UnfusedOperatorsOfNothingLaunchNothingAndOtherEnginesAreRefused) {
   const Tensor none(DType::float32, {0, 2, 9, 16}), scores(DType::float32, {0, 2, 9, 3});
   record<gpu::UnfusedArgs>();
@@ -321,6 +362,28 @@ TEST_F(MergeCalls, MoreThanSixteenPartsAreMergedInRounds) {
   EXPECT_EQ(args[0].heads, 3);
   EXPECT_EQ(args[0].len[2], 33);
   EXPECT_EQ(args[0].logsumexps[0].token[2], 3);
+}
+
+TEST_F(MergeCalls, GradientsDuringACaptureQueueAllKernelsOrNone) {
+  for (auto* list : {&outputs, &logsumexps}) {
+    for (ConstTensorView& part : *list) {
+      const bool rows = list == &outputs;
+      part =
+          tensor(DType::float32, rows ? std::vector<std::int64_t>{2, 33, 3, 48} : std::vector<std::int64_t>{2, 33, 3});
+    }
+  }
+  const TensorView grad = tensor(DType::float32, {2, 33, 3, 48});
+  const auto backward = [&](std::size_t parts) {
+    const std::vector<TensorView> grads(parts, grad);
+    merge_backward(std::span(outputs).first(parts), std::span(logsumexps).first(parts), grad, {}, grads, {},
+                   Engine::sm80, &stream);
+  };
+  backward(2);  // without the kernel of the sums of many parts
+  record<gpu::MergeArgs>();
+  fake.capture_status = 1;
+  EXPECT_THROW(backward(40), Unsupported);
+  EXPECT_EQ(launches().size(), 0U);
+  fake.capture_status = 0;
 }
 
 TEST_F(MergeCalls, GradientsOfManyPartsNeedTheSumsOfAll) {
