@@ -153,8 +153,9 @@ def test_any_strides():
     assert torch.equal(vicus.na2d_qk(tokens_last, key, 5), vicus.na2d_qk(tokens_last.contiguous(), key, 5))
 
 
-def test_nan_reaches_only_what_sees_it():
-    query, key = (randn(1, 1, 20, 20, 8, dtype=torch.float32) for _ in range(2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_reaches_only_what_sees_it(dtype):
+    query, key = (randn(1, 1, 20, 20, 8, dtype=dtype) for _ in range(2))
     clean = vicus.na2d_qk(query, key, 5)
     spoiled = key.clone()
     spoiled[0, 0, 7, 9] = torch.nan
@@ -165,7 +166,15 @@ def test_nan_reaches_only_what_sees_it():
     weights = clean.softmax(-1)
     averages, wanted = vicus.na2d_av(weights, spoiled, 5)[0, 0], vicus.na2d_av(weights, key, 5)[0, 0]
     touched = bad.any(-1)
-    assert averages[touched].isnan().any(-1).all() and torch.equal(averages[~touched], wanted[~touched])
+    # With tensor cores, rows beside such a row are computed another way.
+    rounding = 4 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
+    assert averages[touched].isnan().any(-1).all()
+    assert torch.allclose(averages[~touched], wanted[~touched], rtol=rounding, atol=rounding)
+    grads = torch.zeros_like(spoiled)
+    grads[0, 0, 7, 9] = torch.inf
+    spread = torch.autograd.grad(vicus.na2d_av(weights, leaf := key.clone().requires_grad_(), 5), leaf, grads)[0][0, 0]
+    seen = torch.zeros(400, dtype=torch.bool, device=DEVICE).index_fill(0, index[7, 9], True).view(20, 20)
+    assert not spread[seen].isfinite().any() and not spread[~seen].any()
 
 
 def test_bits_are_the_same_in_every_run():
