@@ -292,10 +292,10 @@ Spec unfused_spec(const Problem& p, Kernel kernel, bool vectors, DType bias_type
   if (kernel == Kernel::unfused_to_keys) s.kernel = Kernel::unfused_tile_to_keys;
   if (!uses_tensor_cores(s.kernel)) return s;
   constexpr int kUnfusedWarps = 4, kMostHeld = 64;  // registers
-  const bool scores = s.kernel == Kernel::unfused_tile_scores;
   s.warps = kUnfusedWarps;
-  s.hold = scores && s.head_dim <= kMostHeld;
-  s.min_blocks = s.rank > 2 || (scores && !s.hold) ? 3 : 4;
+  s.hold = s.head_dim <= kMostHeld;
+  const bool causal = s.causal[0] || s.causal[1] || s.causal[2];
+  s.min_blocks = 4 - (s.rank > 2 ? 1 : 0) - (s.head_dim > kMostHeld ? 1 : 0) - (causal ? 1 : 0);
   s.tile_q = unfused_box(s, p);
   return s;
 }
