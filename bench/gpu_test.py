@@ -28,7 +28,9 @@ TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Kernel tests, and those of the package that compile FlexAttention or compare with cuDNN.
 DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py", "tests/nn/test_layer_gpu.py")
 # Tests of the package that run with CUDA tensors when they are told to (--device).
-ANY_DEVICE = ("tests/torch/test_functional.py",)
+ANY_DEVICE = tuple(f"tests/torch/test_{name}.py" for name in ("functional", "composite", "unfused_torch"))
+# But for one that compiles for dozens of random problems; tests/gpu/test_gpu_unfused.py has such problems, too.
+LONG = "tests/torch/test_unfused_torch.py::test_oracle"
 # The tests of kernel texts, which need no GPU and run in `make test`.
 NEED_NO_GPU = ("tests/gpu/test_specs.py",)
 # Tests of what a machine may not have beside the package, by the variable that names it.
@@ -153,7 +155,7 @@ def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
     together = ["-n", str(workers)] if workers > 1 else []
     runs = {"together": (["-m", "not alone", *together, *chosen], workers), "alone": (["-m", "alone", *chosen], 1)}
     if not arguments.tests:
-        runs["package"] = (["--device=cuda", *together, *ANY_DEVICE], workers)
+        runs["package"] = (["--device=cuda", f"--deselect={LONG}", *together, *ANY_DEVICE], workers)
     parts = [run_pytest(arguments, name, given, logs, workers) for name, (given, workers) in runs.items()]
     return combine(parts) | {"left_out": left_out()}
 

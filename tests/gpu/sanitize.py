@@ -7,10 +7,15 @@ read or write beside one is seen. Results are compared with the oracle first, un
 """
 
 import argparse
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from gpu_check import backward, by_engine, check, check_forward, forward, inference
 from gpu_problems import Case, dense, neighborhood, tensors
+
+import vicus
 
 
 def cases() -> list[Case]:
@@ -53,6 +58,79 @@ def boxes() -> list[Case]:
     return [Case(name, p, seed=i) for i, (name, p) in enumerate(problems.items())]
 
 
+class Call(NamedTuple):
+    """A call of the package with gradients for all its tensors."""
+
+    function: Callable[..., Sequence[torch.Tensor]]
+    dtype: torch.dtype
+    shapes: list[tuple[int, ...]]
+
+    def run(self, device: str) -> list[torch.Tensor]:
+        """Results and gradients."""
+        generator = torch.Generator().manual_seed(3)
+        made = [torch.randn(shape, generator=generator).to(self.dtype).to(device) for shape in self.shapes]
+        leaves = [x.requires_grad_() for x in made]
+        found = self.function(*leaves)
+        arriving = [torch.randn(x.shape, generator=generator).to(x.dtype).to(device) for x in found]
+        return [*found, *torch.autograd.grad(found, leaves, arriving)]
+
+    def check(self) -> None:
+        """Against the engine for CPUs, which has its own tests."""
+        for got, want in zip(self.run("cuda"), self.run("cpu"), strict=True):
+            unit = torch.finfo(got.dtype).eps
+            torch.testing.assert_close(got.cpu(), want, rtol=16 * unit, atol=64 * unit)
+
+
+def calls() -> dict[str, Call]:
+    """Operators that have kernels of their own, and lists of lengths."""
+    half, single = torch.bfloat16, torch.float32
+
+    def packed(q, k, v, deterministic):
+        bounds = [torch.tensor(x, dtype=torch.int32).to(q.device) for x in ([0, 30, 31, 90], [0, 80, 80, 170])]
+        return vicus.attention(
+            q,
+            k,
+            v,
+            cumulative_seqlen_Q=bounds[0],
+            cumulative_seqlen_KV=bounds[1],
+            max_seqlen_Q=59,
+            max_seqlen_KV=90,
+            return_lse=True,
+            deterministic=deterministic,
+        )
+
+    def padded(q, k, v, deterministic):
+        lengths = torch.tensor([33, 0], dtype=torch.int32).to(q.device)
+        return vicus.attention(q, k, v, key_lengths=lengths, return_lse=True, deterministic=deterministic)
+
+    def scores(q, k, more, table):
+        return [vicus.na2d_qk(q, k, (3, 4), additional_keys=more, rpb=table)]
+
+    def average(weights, v, more):
+        return [vicus.na2d_av(weights, v, (3, 4), additional_values=more)]
+
+    def merged(*parts):
+        return torch.ops.vicus.merge(parts[: len(parts) // 2], parts[len(parts) // 2 :])
+
+    lists = {"packed": (packed, [(1, 90, 4, 64), (1, 170, 2, 64), (1, 170, 2, 64)])}
+    lists["padded"] = padded, [(2, 40, 4, 40), (2, 70, 2, 40), (2, 70, 2, 24)]
+    found = {
+        f"{name}, {'deterministic' if way else 'with atomics'}, {dtype}": Call(
+            functools.partial(function, deterministic=way), dtype, shapes
+        )
+        for name, (function, shapes) in lists.items()
+        for way in (True, False)
+        for dtype in (half, single)
+    }
+    for dtype in (half, single):
+        tokens = [(1, 2, 9, 10, 32), (1, 1, 9, 10, 32), (1, 1, 5, 32)]
+        found[f"scores, {dtype}"] = Call(scores, dtype, [*tokens, (2, 5, 7)])
+        found[f"average, {dtype}"] = Call(average, dtype, [(1, 2, 9, 10, 17), *tokens[1:]])
+    for parts in (3, 40):
+        found[f"{parts} parts merged"] = Call(merged, single, [(1, 9, 2, 40)] * parts + [(1, 9, 2)] * parts)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run-only", action="store_true", help="launch every kernel, compare nothing")
@@ -78,6 +156,13 @@ def main() -> None:
             continue
         t = {name: None if x is None else x.cuda() for name, x in tensors(case, "cpu").items()}
         forward(case.problem, t, by_engine("sm90"))
+        torch.cuda.synchronize()
+    for name, call in calls().items():
+        print(name, flush=True)
+        if arguments.run_only:
+            call.run("cuda")
+        else:
+            call.check()
         torch.cuda.synchronize()
     print("done")
 

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -37,7 +38,7 @@ class Case:
             "dilation": tuple(m.dilation),
             "is_causal": tuple(map(bool, m.is_causal)),
         }
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
 
         def tensor(name):
             x = torch.randn(problem.shape(name), generator=generator, dtype=torch.float64).to(dtype)
@@ -116,7 +117,7 @@ def problems(draw):
 
 
 def close(ours, theirs):
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(ours.numpy(force=True), theirs, rtol=1e-11, atol=1e-12)
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -128,19 +129,20 @@ def test_oracle(p, strided):
     case = Case(p, strided=strided)
     inputs = {n: x.requires_grad_() for n, x in case.qk_inputs.items()}
     scores = case.qk(**inputs)
-    arrays = {n: x.detach().numpy() for n, x in case.tensors.items()}
+    arrays = {n: x.numpy(force=True) for n, x in case.tensors.items()}
     close(scores, oracle_unfused.qk_forward(p, arrays))
     scores.backward(case.attn)
-    for name, gradient in oracle_unfused.qk_backward(p, {n: arrays[n] for n in inputs}, case.attn.numpy()).items():
+    arriving = case.attn.numpy(force=True)
+    for name, gradient in oracle_unfused.qk_backward(p, {n: arrays[n] for n in inputs}, arriving).items():
         close(inputs[name].grad, gradient)
 
     inputs = {"attn": case.attn.requires_grad_()} | {n: x.requires_grad_() for n, x in case.av_inputs.items()}
     output = case.av(**inputs)
-    arrays["scores"] = case.attn.detach().numpy()
+    arrays["scores"] = case.attn.numpy(force=True)
     close(output, oracle_unfused.av_forward(p, arrays))
     output.backward(case.grad_output)
     named = {"scores": arrays["scores"]} | {n: arrays[n] for n in case.av_inputs}
-    for name, gradient in oracle_unfused.av_backward(p, named, case.grad_output.numpy()).items():
+    for name, gradient in oracle_unfused.av_backward(p, named, case.grad_output.numpy(force=True)).items():
         close(inputs["attn" if name == "scores" else name].grad, gradient)
 
 
@@ -155,7 +157,7 @@ def test_equals_the_fused_function(name):
     fits = all(w * d <= n for n, w, d in zip(p.layout, p.mask.kernel_size, p.mask.dilation, strict=True))
     strict = FUSED[case.rank] if fits and min(p.mask.kernel_size) > 1 else functional.neighborhood_attention
     for function in (strict, functional.neighborhood_attention):
-        close(halves.movedim(1, -2), function(**last, **case.mask, scale=scale).numpy())
+        close(halves.movedim(1, -2), function(**last, **case.mask, scale=scale).numpy(force=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -360,7 +362,7 @@ def test_checkpoint():
 
 def test_autocast():
     q = torch.randn(1, 2, 6, 4, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         scores = unfused.na1d_qk(q, q.bfloat16(), 3, rpb=torch.zeros(2, 5))
         output = unfused.na1d_av(scores.softmax(-1), q, 3)
         assert unfused.na1d_qk(q.double(), q.double(), 3).dtype == torch.float64
@@ -389,8 +391,8 @@ ERRORS = {
     "is_causal": (ValueError, "is_causal", lambda: unfused.na2d_qk(Q, Q, 3, is_causal="yes")),
     "rpb": (ValueError, "rpb", lambda: unfused.na2d_qk(Q, Q, 3, rpb=torch.zeros(2, 5, 7))),
     "additional_keys": (ValueError, "additional_keys", lambda: unfused.na2d_qk(Q, Q, 3, additional_keys=Q)),
-    "slots": (ValueError, "shape", lambda: unfused.na2d_av(torch.randn(1, 2, 6, 7, 9), Q, 5)),
-    "no tokens for the slots": (ValueError, "shape", lambda: unfused.na2d_av(torch.randn(1, 2, 6, 7, 11), Q, 3)),
+    "slots": (ValueError, "shape", lambda: unfused.na2d_av(Q.new_zeros(1, 2, 6, 7, 9), Q, 5)),
+    "no tokens for the slots": (ValueError, "shape", lambda: unfused.na2d_av(Q.new_zeros(1, 2, 6, 7, 11), Q, 3)),
     "legacy: even": (ValueError, "kernel_size", lambda: legacy.natten2dqk(Q, Q, 4, 1)),
     "legacy: one": (ValueError, "kernel_size", lambda: legacy.natten2dqk(Q, Q, 1, 1)),
     "legacy: larger than the axis": (ValueError, "kernel_size", lambda: legacy.natten2dqkrpb(Q, Q, None, 3, 3)),
