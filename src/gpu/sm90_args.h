@@ -22,11 +22,18 @@ VICUS_GEOM int pieces_of(int rows, int dilation) {
   return pieces;
 }
 
+/// The first place of a sequence for its tiles of `extent` tokens, when `tokens` are in the sequences before it: of all its
+/// places up to those of the next sequence at most one stays empty.
+VICUS_GEOM int places_before(int tokens, int sequence, int extent) { return tokens / extent + sequence; }
+
 struct Sm90Args {
   TensorMap query, key, value, additional_key, additional_value;
   ForwardArgs forward;
   int tiles = 0;  ///< of queries, of all heads and cells
   int parts = 1;  ///< of the keys of each
+  /// Causal packed sequences of different lengths: places for tiles that all of them share, and how many they are
+  /// (places_before). 0: each has as many tiles as the longest.
+  int places = 0, sequences = 0;
   /// Where there are several: float32 scratch [parts, B, *X, H, Dv] and [parts, B, *X, H], and rows of a part.
   Rows part_output, part_logsumexp;
   long long part_rows = 0;

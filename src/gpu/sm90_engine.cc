@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 
+#include "gpu/lists.h"
 #include "gpu/merge_args.h"
 #include "jit/driver.h"
 
@@ -86,6 +87,17 @@ bool addressable(const Problem& p, const AttentionInputs& in) {
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles) {
+  Sm90Args all;
+  if (spec.packed && spec.band_right >= 0 && spec.band_left < 0) {  // causal: kUneven
+    const std::int64_t sequences = sequences_of(plan.problem);
+    const std::int64_t places =
+        places_before(static_cast<int>(plan.problem.queries()), static_cast<int>(sequences), spec.tile_q[2]);
+    if (places < sequences * args.work.tiles[2]) {
+      tiles = places * args.work.head_blocks;
+      all.places = static_cast<int>(places);
+      all.sequences = static_cast<int>(sequences);
+    }
+  }
   const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
   Extent queries = spec.tile_q;
@@ -96,7 +108,6 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
     keys[2] /= pieces_of(keys[2], spec.dilation[2]);
   }
   const Extent line = {1, 1, spec.rank == 1 ? keys[2] : spec.keys()}, undilated = {1, 1, 1};
-  Sm90Args all;
   all.query = map_of(in.query, spec.rank, spec.tile_heads, queries, spec.dilation);
   all.key = map_of(in.key, spec.rank, 1, keys, spec.dilation);
   all.value = map_of(in.value, spec.rank, 1, keys, spec.dilation);

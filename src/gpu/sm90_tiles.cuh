@@ -17,11 +17,38 @@ struct TilePlace {
   int head, heads, kv_head;
 };
 
-__device__ __forceinline__ TilePlace place_of(const ForwardArgs& args, int block) {
+// Tiles differ in length: in causal attention.
+constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
+
+// Of the packed sequences the last whose places begin at `n` or before, and which of its tiles that is.
+__device__ __forceinline__ void find_sequence(const Sm90Args& args, int n, TilePlace& place) {
+  const auto first_place = [&](int s) {
+    const int tokens = geometry::clamp(args.forward.cumulative_queries[s], 0, args.forward.len[2]);
+    return places_before(tokens, s, kTileQ[2]);
+  };
+  int first = 0, past = args.sequences;
+  while (past - first > 1) {
+    const int middle = first + (past - first) / 2;
+    if (first_place(middle) <= n) first = middle;
+    else past = middle;
+  }
+  place.cell.sequence = first;
+  place.at[2] = geometry::hi(n - first_place(first), 0);
+}
+
+__device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
+  const ForwardArgs& args = all.forward;
   TilePlace place;
+  const bool shared = kPacked && kUneven && all.places > 0;
+  int at_place = 0;
   for (int a = 2; a >= 0; --a) {
     place.at[a] = 0;
     if (a < kFirstAxis) continue;
+    if (shared) {
+      at_place = all.places - 1 - block % all.places;
+      block /= all.places;
+      continue;
+    }
     place.at[a] = block % args.work.tiles[a];
     block /= args.work.tiles[a];
     if (kDense || kCausal[a]) place.at[a] = args.work.tiles[a] - 1 - place.at[a];  // the longest first
@@ -31,7 +58,8 @@ __device__ __forceinline__ TilePlace place_of(const ForwardArgs& args, int block
   place.head = heads.head;
   place.heads = heads.heads;
   place.kv_head = heads.kv_head;
-  place.cell = cell_place(args, block / args.work.head_blocks);
+  place.cell = cell_place(args, shared ? 0 : block / args.work.head_blocks);
+  if (shared) find_sequence(all, at_place, place);
   return place;
 }
 
@@ -135,14 +163,12 @@ __device__ __forceinline__ void take_part(Job& job, KeyWalk& walk, const Box& hu
   }
 }
 
-// Tiles differ in length: in causal attention.
-constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
-
 // The n-th tile that is computed. Uneven ones go by length, the longest first, of so many heads together that a few tiles of
 // each are computed at a time and read the same keys.
 __device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
   if (!kUneven) return n;
-  const int tiles = args.forward.work.tiles[2], heads = args.tiles / tiles;  // of all cells
+  const int tiles = kPacked && args.places > 0 ? args.places : args.forward.work.tiles[2];
+  const int heads = args.tiles / tiles;  // of all cells
   const int together = geometry::hi(static_cast<int>(gridDim.x) / 4, 1);
   const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
   const int size = geometry::lo(together, heads - first);
@@ -202,7 +228,7 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     const int n = round * grid + (round % 2 == 0 ? first : grid - 1 - first);
     if (n >= blocks) continue;
     Job job;
-    job.place = place_of(f, nth_block(args, n / parts));
+    job.place = place_of(args, nth_block(args, n / parts));
     const Cell cell = make_cell(f, job.place.cell);
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -164,6 +165,22 @@ TEST(Boxes, KeysAreSharedOutWhereTilesAreTooFew) {
   EXPECT_NE(describe(plan).find("keys in " + std::to_string(k.key_parts) + " parts"), std::string::npos);
   p.batch = 256;
   EXPECT_EQ(choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu.forward.key_parts, 1);
+}
+
+TEST(Boxes, EverySequenceHasPlacesForItsTiles) {
+  std::mt19937 random(1);
+  for (int n = 0; n < 2000; ++n) {
+    const int extent = std::array{64, 128, 192, 7}[n % 4], sequences = static_cast<int>(random() % 20) + 1;
+    int tokens = 0;
+    for (int s = 0; s < sequences; ++s) {
+      const int length = static_cast<int>(random() % 3 == 0 ? 0 : random() % 500);
+      const int places = gpu::places_before(tokens + length, s + 1, extent) - gpu::places_before(tokens, s, extent);
+      const int tiles = geometry::ceil_div(length, extent);
+      EXPECT_GE(places, tiles);
+      EXPECT_LE(places, tiles + 1);
+      tokens += length;
+    }
+  }
 }
 
 TEST(Boxes, TilesThatAreNamedAreTaken) {
