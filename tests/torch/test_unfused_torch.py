@@ -221,7 +221,8 @@ def test_third_derivative():
     def gradient(*x):
         return torch.autograd.grad(function(*x).square().sum(), x, create_graph=True)
 
-    assert gradgradcheck(gradient, leaves, fast_mode=True)
+    # On GPUs PyTorch's own index_add, which sums the bias's terms here, adds in no fixed order.
+    assert gradgradcheck(gradient, leaves, fast_mode=True, nondet_tol=1e-10)
 
 
 @pytest.mark.parametrize("chosen", [["query"], ["key"], ["rpb"], ["value"], ["additional_keys"], ["additional_values"]])
