@@ -230,7 +230,8 @@ def tile_shapes(
     (`backward_q_tile_shape`, `backward_kv_tile_shape`).
 
     The CPU engine takes any box of at most 64 queries, and cuts the keys as it needs: the second shape of a pair only
-    repeats the first. It picks well without being told; this is for code that tries all.
+    repeats the first. On a GPU, engine sm90 takes those that it has for the forward pass, and picks by itself
+    otherwise. They pick well without being told; this is for code that tries all.
 
     Args:
         backend: As in `resolve`.
