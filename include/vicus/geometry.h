@@ -136,6 +136,13 @@ VICUS_GEOM Span queries_of(const Axis& a, Span k) {
   return {first, last};
 }
 
+/// Queries that see every key of `k`.
+VICUS_GEOM Span queries_of_all(const Axis& a, Span k) {
+  if (k.empty()) return {0, a.queries};
+  return intersect({queries_of(a, {k.end - 1, k.end}).begin, queries_of(a, {k.begin, k.begin + 1}).end},
+                   {0, a.queries});
+}
+
 enum class TileClass { empty, partial, full };
 
 /// Of the pairs in q x k: none seen, some seen, all seen. Exact.

@@ -149,16 +149,24 @@ struct GpuKernelPlan {
   Work work;
 };
 
-struct GpuPlan {
-  GpuTarget device;
-  GpuKernelPlan forward, backward_queries, backward_keys;
-  GpuKernelPlan forward_unboxed;          ///< engine sm90: of calls whose tensors the copy engine cannot address
-  std::size_t forward_scratch_bytes = 0;  ///< engine sm90: for what parts of the keys give
+/// Kernels for gradients.
+struct GpuGradientPlan {
+  GpuKernelPlan queries, keys;
   /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
   /// a kernel of their own computes them.
   bool add_queries = false;
+  std::size_t scratch_bytes = 0;
+};
+
+struct GpuPlan {
+  GpuTarget device;
+  GpuKernelPlan forward;
+  std::size_t forward_scratch_bytes = 0;  ///< engine sm90: for what parts of the keys give
+  GpuGradientPlan backward;
+  /// Engine sm90: of calls whose tensors the copy engine cannot address, where the above are kernels by boxes.
+  GpuKernelPlan forward_unboxed;
+  GpuGradientPlan backward_unboxed;
   std::string reason;  ///< why not all kernels use tensor cores; empty where they do
-  std::size_t backward_scratch_bytes = 0;
 };
 
 /// What was considered for the forward tile, best first.

@@ -148,10 +148,10 @@ Json to_json(const Plan& plan) {
   if (runs_on_gpu(plan.engine)) {
     json["forward"] = to_json(plan.gpu.forward);
     json["forward"]["scratch_bytes"] = plan.gpu.forward_scratch_bytes;
-    json["backward"] = {{"add_queries", plan.gpu.add_queries},
-                        {"scratch_bytes", plan.gpu.backward_scratch_bytes},
-                        {"keys", to_json(plan.gpu.backward_keys)}};
-    if (!plan.gpu.add_queries) json["backward"]["queries"] = to_json(plan.gpu.backward_queries);
+    json["backward"] = {{"add_queries", plan.gpu.backward.add_queries},
+                        {"scratch_bytes", plan.gpu.backward.scratch_bytes},
+                        {"keys", to_json(plan.gpu.backward.keys)}};
+    if (!plan.gpu.backward.add_queries) json["backward"]["queries"] = to_json(plan.gpu.backward.queries);
     json["without_tensor_cores"] = plan.gpu.reason;
   }
   if (plan.engine != Engine::cpu) return json;  // the fields below are those of the tiled engine

@@ -87,13 +87,18 @@ std::string describe(const std::vector<TileCandidate>& candidates, int rank) {
   return text;
 }
 
+std::string describe(const GpuGradientPlan& plan, const char* queries, const char* keys, int rank) {
+  if (plan.keys.tile.rows == 0) return "";
+  return describe(plan.queries, queries, rank) + describe(plan.keys, keys, rank) +
+         format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.scratch_bytes) * 1e-6,
+                plan.add_queries ? ", dq summed by the kernel for keys" : "");
+}
+
 std::string describe(const GpuPlan& plan, int rank) {
   std::string text;
   if (!plan.reason.empty()) text.append("kernels  ").append(plan.reason).append("\n");
   return text + describe(plan.forward, "forward", rank) + describe(plan.forward_unboxed, "or else", rank) +
-         describe(plan.backward_queries, "dq", rank) + describe(plan.backward_keys, "dk, dv", rank) +
-         format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.backward_scratch_bytes) * 1e-6,
-                plan.add_queries ? ", dq summed by the kernel for keys" : "");
+         describe(plan.backward, "dq", "dk, dv", rank) + describe(plan.backward_unboxed, "else dq", "dk, dv", rank);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <numbers>
 #include <string>
+#include <type_traits>
 
 #include "core/domain.h"
 #include "gpu/args.h"
@@ -113,9 +114,9 @@ std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
 }
 
 // Tiles of keys; `work` has the residue classes.
-std::int64_t key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, const Spec& spec) {
+std::int64_t key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, const std::array<int, 3>& tile) {
   work.head_blocks = args.heads_kv;
-  return cut(work, longest_keys(p), spec.tile_kv) * args.heads_kv * cells_of(p, args);
+  return cut(work, longest_keys(p), tile) * args.heads_kv * cells_of(p, args);
 }
 
 // What a backward call is given, and what it fills.
@@ -126,6 +127,7 @@ struct Backward {
   const AttentionGradients& out;
   const Lists& lists;
   void* stream;
+  const GpuGradientPlan& gradients;  ///< what the kernels are of
 };
 
 void fill(ForwardArgs& args, const Backward& call) {
@@ -138,7 +140,7 @@ void fill(ForwardArgs& args, const Backward& call) {
 // Gradients in either kind of arguments.
 template <class Args>
 void fill_gradients(Args& args, const Backward& call) {
-  const auto& [plan, in, grads, out, lists, stream] = call;
+  const auto& [plan, in, grads, out, lists, stream, gradients] = call;
   const int rank = plan.problem.rank();
   args.grad_output = rows_of(grads.grad_output, rank);
   args.grad_logsumexp = rows_of(grads.grad_logsumexp, rank);
@@ -172,9 +174,12 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
     case Kernel::delta:
       return blocks_for(rows, s.threads() / kDeltaLanes);
     case Kernel::queries:
+    case Kernel::sm90_queries:
       return tiles_of(p, args, s);
     case Kernel::keys:
-      return key_tiles_of(p, args, args.work, s);
+      return key_tiles_of(p, args, args.work, s.tile_kv);
+    case Kernel::sm90_keys:  // whose rows are keys
+      return key_tiles_of(p, args, args.work, s.tile_q);
     case Kernel::additional:
       args.work.head_blocks = args.heads_kv;
       args.work.tiles[0] = args.work.tiles[1] = 1;
@@ -199,7 +204,7 @@ Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const Ten
     case Kernel::plain_queries:
       return {tiles_of(p, args.forward, s), slices(p.head_dim)};
     case Kernel::plain_keys:
-      return {key_tiles_of(p, args.forward, args.key_work, s), slices(std::max(p.head_dim, p.head_dim_v))};
+      return {key_tiles_of(p, args.forward, args.key_work, s.tile_kv), slices(std::max(p.head_dim, p.head_dim_v))};
     case Kernel::plain_additional:
       return {blocks_for(args.forward.additional, s.keys()) * p.heads_kv * p.batch,
               slices(std::max(p.head_dim, p.head_dim_v))};
@@ -213,15 +218,21 @@ Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const Ten
 // Queues the kernels of a backward call, which share `args`.
 template <class Args>
 void launch_all(const Loaded& kernels, const Backward& call, Args& args, const ForwardArgs& forward) {
-  const auto& [plan, in, grads, out, lists, stream] = call;
+  const auto& [plan, in, grads, out, lists, stream, gradients] = call;
   for (const Spec& spec : kernels.specs()) {
     if (spec.kernel == Kernel::packed_rest) {
       const RestArgs rests = rests_of(plan.problem, forward, {{out.query, false}, {out.key, true}, {out.value, true}});
       kernels.launch(spec, rest_blocks(plan), rests);
-    } else {
-      const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
-      kernels.launch(spec, grid, args);
+      continue;
     }
+    const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
+    if constexpr (std::is_same_v<Args, BackwardArgs>) {
+      if (loads_boxes(spec.kernel)) {
+        launch_boxes(kernels, spec, in, grads.grad_output, args, grid.x);
+        continue;
+      }
+    }
+    kernels.launch(spec, grid, args);
   }
 }
 
@@ -242,25 +253,25 @@ void backward_plain(const Loaded& kernels, const Backward& call) {
   args.scale_log2 = args.scale * std::numbers::log2e;
   args.key_work = args.forward.work;
   args.cells = static_cast<int>(cells_of(p, args.forward));
-  const Scratch scratch(call.plan.gpu.backward_scratch_bytes, call.stream);
+  const Scratch scratch(call.gradients.scratch_bytes, call.stream);
   args.delta = scratch_rows(p, scratch.data(), 1);
   launch_all(kernels, call, args, args.forward);
 }
 
 void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   const Problem& p = call.plan.problem;
-  const GpuPlan& g = call.plan.gpu;
+  const GpuGradientPlan& g = call.gradients;
   BackwardArgs args;
   fill(args, call);
   fill_gradients(args, call);
   args.sequences = static_cast<int>(sequences_of(p));
   constexpr std::int64_t kStatistics = 2;
-  Scratch scratch(g.backward_scratch_bytes, call.stream);
+  Scratch scratch(g.scratch_bytes, call.stream);
   // Sums first: they are added to and read 16 bytes at a time.
   const std::int64_t width = g.add_queries ? padded(p.head_dim) : 0, rows = p.batch * p.queries() * p.heads;
   if (width > 0) {
     args.query_sums = scratch_rows(p, scratch.data(), width);
-    scratch.clear(g.backward_scratch_bytes);
+    scratch.clear(g.scratch_bytes);
   }
   args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * width, kStatistics);
   launch_all(kernels, call, args, args);
@@ -278,7 +289,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
   const Loaded kernels(kernels_of(plan, Call{.logsumexp = logsumexp.present(),
                                              .vectors = vectors,
-                                             .boxes = vectors && plan.engine == Engine::sm90 && addressable(p, in),
+                                             .boxes = vectors && plan.engine == Engine::sm90 && addressable(p, in, {}),
                                              .bias_type = bias_type_of(p, in)}),
                        stream);
   const Lists lists(p, in, device, stream);
@@ -321,8 +332,11 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   const bool vectors =
       aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
                out.query, out.key, out.value, out.additional_keys, out.additional_values});
+  const bool boxes =
+      vectors && plan.gpu.backward.keys.family == GpuKernels::warpgroups && addressable(p, in, grads.grad_output);
   const Loaded kernels(kernels_of(plan, Call{.backward = true,
                                              .vectors = vectors,
+                                             .boxes = boxes,
                                              .bias_type = bias_type_of(p, in),
                                              .grad_query = out.query.present(),
                                              .grad_keys = out.key || out.value,
@@ -330,8 +344,9 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
                                              .grad_bias = out.rpb.present()}),
                        stream);
   const Lists lists(p, in, device, stream);
-  const bool plain = plan.gpu.backward_keys.family == GpuKernels::plain;
-  (plain ? backward_plain : backward_tensor_cores)(kernels, {plan, in, grads, out, lists, stream});
+  const GpuGradientPlan& gradients = boxes ? plan.gpu.backward : portable_gradients(plan.gpu);
+  const bool plain = gradients.keys.family == GpuKernels::plain;
+  (plain ? backward_plain : backward_tensor_cores)(kernels, {plan, in, grads, out, lists, stream, gradients});
 }
 
 void prepare(const Plan& plan, const CallSet& calls, int device) {

@@ -12,8 +12,11 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   const auto* dense = std::get_if<Dense>(&p.mask);
   const bool rest = dense != nullptr && dense->device.sequences > 0;  // lists that may end before the tokens do
   Kernels list;
+  const bool boxes = call.backward && call.boxes && g.backward.keys.family == GpuKernels::warpgroups;
   const auto add = [&](Kernel kernel) {
-    list.add(spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type));
+    Spec spec = spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type);
+    if (boxes) spec.add_queries = false;  // they have a kernel of their own
+    list.add(spec);
   };
   if (!call.backward) {
     const bool planned = g.forward.family == GpuKernels::warpgroups;
@@ -29,7 +32,8 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (rest) add(Kernel::packed_rest);
     return list;
   }
-  if (g.backward_keys.family == GpuKernels::plain) {
+  const GpuGradientPlan& portable = portable_gradients(g);
+  if (!boxes && portable.keys.family == GpuKernels::plain) {
     add(Kernel::plain_delta);
     if (call.grad_query) add(Kernel::plain_queries);
     if (call.grad_keys) add(Kernel::plain_keys);
@@ -38,9 +42,15 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
     return list;
   }
-  const bool summed = g.add_queries && call.grad_query;  // by the kernels of keys
   add(Kernel::delta);
-  if (!g.add_queries && call.grad_query) add(Kernel::queries);
+  if (boxes) {
+    if (call.grad_query) add(Kernel::sm90_queries);
+    if (call.grad_keys) add(Kernel::sm90_keys);
+    if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::additional);
+    return list;
+  }
+  const bool summed = portable.add_queries && call.grad_query;  // by the kernels of keys
+  if (!portable.add_queries && call.grad_query) add(Kernel::queries);
   if (call.grad_keys || summed) add(Kernel::keys);
   if (p.additional_tokens > 0 && (call.grad_additional || summed)) add(Kernel::additional);
   if (summed) add(Kernel::convert);
@@ -73,7 +83,10 @@ std::vector<Spec> kernels_of(const Plan& plan, const CallSet& calls) {
       }
     }
     call.backward = true;
-    if (calls.backward) add(call);
+    for (const bool boxes : {true, false}) {
+      call.boxes = boxes && vectors;
+      if (calls.backward) add(call);
+    }
   }
   return list;
 }

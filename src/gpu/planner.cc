@@ -186,7 +186,7 @@ class Search {
     spec.head_dim = static_cast<int>(p_.head_dim);
     spec.head_dim_v = static_cast<int>(p_.head_dim_v);
     spec.bias_kind = p_.rpb ? BiasKind::relative : p_.attn_bias ? BiasKind::additive : BiasKind::none;
-    spec.add_queries = plan_.gpu.add_queries;
+    spec.add_queries = plan_.gpu.backward.add_queries;
     set_tiles(spec, candidate);
     const Extent &q = candidate.tile.extent, &kv = candidate.kv_tile;
     const int heads = candidate.tile.heads;
@@ -265,40 +265,64 @@ std::string without_tensor_cores(const Problem& p) {
 bool plan_backward(Plan& plan) {
   const Problem& p = plan.problem;
   GpuPlan& g = plan.gpu;
-  g.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
-  if (!g.add_queries) g.backward_queries = search(plan, Kernel::queries, kBackwardQueries);
-  g.backward_keys =
-      search(plan, Kernel::keys, g.add_queries ? std::span<const Shape>(kBackwardKeysAdding) : kBackwardKeys);
-  if (g.backward_keys.tile.rows == 0 || (!g.add_queries && g.backward_queries.tile.rows == 0)) return false;
+  g.backward.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
+  if (!g.backward.add_queries) g.backward.queries = search(plan, Kernel::queries, kBackwardQueries);
+  g.backward.keys =
+      search(plan, Kernel::keys, g.backward.add_queries ? std::span<const Shape>(kBackwardKeysAdding) : kBackwardKeys);
+  if (g.backward.keys.tile.rows == 0 || (!g.backward.add_queries && g.backward.queries.tile.rows == 0)) return false;
   // Biases leave no registers for what a block holds of its own rows: it is read again.
-  if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward_queries.hold = false;
-  if (g.add_queries) {
+  if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward.queries.hold = false;
+  if (g.backward.add_queries) {
     plan.backward.kv_splits =
-        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward_keys.blocks, 1));
+        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward.keys.blocks, 1));
   }
   return true;
 }
 
-/// Puts the forward pass of engine sm90 into the plan, where it is asked for or worth it.
+std::size_t rows_of(const Problem& p) { return static_cast<std::size_t>(p.batch * p.queries() * p.heads); }
+
+/// Two numbers of each query and head, which backward kernels with tensor cores share.
+std::size_t statistics_bytes(const Problem& p) { return rows_of(p) * 2 * sizeof(float); }
+
+/// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
   // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md).
   constexpr double kFaster = 1.75;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
-  auto [boxes, candidates] = possible ? plan_boxes(plan, options) : BoxPlan();
+  if (!possible) return;
+  auto [boxes, candidates] = plan_boxes(plan, options);
   if (asked && boxes.tile.rows == 0) {
     throw Unsupported("engine sm90 finds no tile for the dilation, head_dim " + std::to_string(plan.problem.head_dim) +
                       " and head_dim_v " + std::to_string(plan.problem.head_dim_v));
   }
-  if (boxes.tile.rows == 0) return;
+  const auto chosen = [&](bool exists, double pairs, double otherwise, double faster) {
+    return exists && (asked || pairs <= faster * otherwise);
+  };
   // Tiles that are too few for the machine go to the engine that shares out their keys.
-  if (!asked && boxes.key_parts == 1 && boxes.work.tile_pairs > kFaster * g.forward.work.tile_pairs) return;
-  g.forward_unboxed = g.forward;
-  g.forward = boxes;
-  g.forward_scratch_bytes =
-      boxes.key_parts > 1 ? static_cast<std::size_t>(boxes.key_parts) * part_bytes(plan.problem) : 0;
-  plan.candidates = std::move(candidates);
+  const bool shared_out = boxes.key_parts > 1;
+  bool any = false;
+  if (shared_out || chosen(boxes.tile.rows > 0, boxes.work.tile_pairs, g.forward.work.tile_pairs, kFaster)) {
+    g.forward_unboxed = g.forward;
+    g.forward = boxes;
+    if (shared_out) g.forward_scratch_bytes = static_cast<std::size_t>(boxes.key_parts) * part_bytes(plan.problem);
+    plan.candidates = std::move(candidates);
+    any = true;
+  }
+  // Products of a pair: four with keys, three with queries, or all of five at once.
+  const auto products = [](const GpuGradientPlan& of) {
+    return of.add_queries ? 5 * of.keys.work.tile_pairs : 4 * of.keys.work.tile_pairs + 3 * of.queries.work.tile_pairs;
+  };
+  GpuGradientPlan gradients = plan_box_gradients(plan);
+  if (chosen(gradients.keys.tile.rows > 0 && gradients.queries.tile.rows > 0, products(gradients), products(g.backward),
+             kFaster)) {
+    gradients.scratch_bytes = statistics_bytes(plan.problem);
+    g.backward_unboxed = g.backward;
+    g.backward = gradients;
+    any = true;
+  }
+  if (!any) return;
   plan.engine = Engine::sm90;
   if (!asked) plan.reason = "the fastest engine that takes the problem";
 }
@@ -332,16 +356,16 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     if (possible) g.reason = no_tile(plan) + " with tensor cores";
     g.forward = search(plan, Kernel::plain_forward);
   }
-  const auto rows = static_cast<std::size_t>(p.batch * p.queries() * p.heads);
+  const std::size_t rows = rows_of(p);
   if (possible && plan_backward(plan)) {
-    g.backward_scratch_bytes =
-        rows * (2 + static_cast<std::size_t>(g.add_queries ? padded(p.head_dim) : 0)) * sizeof(float);
+    const auto width = static_cast<std::size_t>(g.backward.add_queries ? padded(p.head_dim) : 0);
+    g.backward.scratch_bytes = statistics_bytes(p) + rows * width * sizeof(float);
   } else {
     if (g.reason.empty()) g.reason = no_tile(plan) + " for gradients with tensor cores";
-    g.add_queries = false;
-    g.backward_queries = search(plan, Kernel::plain_queries);
-    g.backward_keys = search(plan, Kernel::plain_keys);
-    g.backward_scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
+    g.backward.add_queries = false;
+    g.backward.queries = search(plan, Kernel::plain_queries);
+    g.backward.keys = search(plan, Kernel::plain_keys);
+    g.backward.scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
   if (!g.reason.empty()) log(LogLevel::info, "kernels without tensor cores: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);

@@ -80,6 +80,13 @@ __device__ __forceinline__ void barrier_arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// Four 8 by 8 matrices; the rows of matrix i at the addresses of lanes 8 i to 8 i + 7.
+__device__ __forceinline__ void stmatrix_x4(u32 smem, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 // Bits [0, count) of a word; count may be anything.
 __device__ __forceinline__ u32 bits_below(int count) {
   u32 mask;

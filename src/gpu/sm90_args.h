@@ -39,6 +39,12 @@ struct Sm90Args {
   long long part_rows = 0;
 };
 
+/// Rows are what a block owns, columns what it meets; first and second name the product that a tensor goes into.
+struct Sm90BackwardArgs {
+  TensorMap row_first, row_second, first, second, additional_first, additional_second;
+  BackwardArgs backward;
+};
+
 }  // namespace vicus::gpu
 
 #endif  // VICUS_GPU_SM90_ARGS_H_

@@ -78,11 +78,12 @@ TensorMap map_of(const ConstTensorView& t, int rank, int heads, const Extent& bo
 
 }  // namespace
 
-bool addressable(const Problem& p, const AttentionInputs& in) {
+bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorView& grad_output) {
   if (jit::driver().cuTensorMapEncodeTiled == nullptr) return false;
   const int rank = p.rank();
   return addressable(in.query, rank) && addressable(in.key, rank) && addressable(in.value, rank) &&
-         addressable(in.additional_keys, rank) && addressable(in.additional_values, rank);
+         addressable(in.additional_keys, rank) && addressable(in.additional_values, rank) &&
+         addressable(grad_output, rank);
 }
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
@@ -137,6 +138,32 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
   all.heads = args.heads;
   all.len[2] = static_cast<int>(p.queries());
   kernels.launch(spec, {(rows + of_a_block - 1) / of_a_block, std::min(p.batch, kMostGridY)}, all);
+}
+
+void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
+                  const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
+  require_countable("tiles of keys or queries", blocks);
+  require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
+  const bool of_keys = spec.kernel == Kernel::sm90_keys;
+  Extent rows = spec.tile_q;
+  rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
+  const Extent line = {1, 1, spec.keys()}, undilated = {1, 1, 1};
+  const Extent &keys = of_keys ? rows : spec.tile_kv, &queries = of_keys ? spec.tile_kv : rows;
+  const TensorMap query = map_of(in.query, spec.rank, 1, queries, spec.dilation);
+  const TensorMap grad = map_of(grad_output, spec.rank, 1, queries, spec.dilation);
+  const TensorMap key = map_of(in.key, spec.rank, 1, keys, spec.dilation);
+  const TensorMap value = map_of(in.value, spec.rank, 1, keys, spec.dilation);
+  Sm90BackwardArgs all;
+  all.row_first = of_keys ? key : query;
+  all.row_second = of_keys ? value : grad;
+  all.first = of_keys ? query : key;
+  all.second = of_keys ? grad : value;
+  if (spec.additional) {
+    all.additional_first = map_of(in.additional_keys, spec.rank, 1, line, undilated);
+    all.additional_second = map_of(in.additional_values, spec.rank, 1, line, undilated);
+  }
+  all.backward = args;
+  kernels.launch(spec, blocks, all);
 }
 
 }  // namespace vicus::gpu

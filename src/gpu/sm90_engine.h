@@ -1,4 +1,4 @@
-// The forward pass by boxes and warpgroups: from views to what its kernel is called with.
+// Kernels by boxes and warpgroups: from views to what they are called with.
 #ifndef VICUS_GPU_SM90_ENGINE_H_
 #define VICUS_GPU_SM90_ENGINE_H_
 
@@ -10,8 +10,9 @@
 
 namespace vicus::gpu {
 
-/// Whether the copy engine can address the rows of all inputs, which start at multiples of 16 bytes.
-[[nodiscard]] bool addressable(const Problem& problem, const AttentionInputs& in);
+/// Whether the copy engine can address the rows of all inputs, which start at multiples of 16 bytes. An absent
+/// `grad_output` can be.
+[[nodiscard]] bool addressable(const Problem& problem, const AttentionInputs& in, const ConstTensorView& grad_output);
 
 /// What parts of the keys give, in scratch: `count` outputs and logsumexps in float32, each of `rows` rows.
 struct KeyParts {
@@ -27,6 +28,10 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
 /// Merges them into the output and the logsumexp of `args`.
 void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& problem, const ForwardArgs& args,
                   const KeyParts& parts);
+
+/// The same of a kernel for gradients, `blocks` of its rows. Throws Unsupported too for more rows of statistics.
+void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
+                  const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks);
 
 }  // namespace vicus::gpu
 

@@ -1,11 +1,13 @@
-// Tiles of the forward pass by boxes and warpgroups (engine sm90). Every warpgroup has a box of 64 queries; what it computes
-// of a key tile is nothing, all without a mask, or all with one. These are counted exactly, axis by axis: a box sees a tile
-// when every axis does. Costs were fitted to measurements on an H100 (notes/sm90.md).
+// Tiles of the kernels by boxes and warpgroups (engine sm90). Every warpgroup has a box of 64 queries; what it computes of
+// a key tile is nothing, all without a mask, or all with one. These are counted exactly, axis by axis: a box sees a tile
+// when every axis does. Gradients of keys have boxes of keys instead, and meet tiles of queries: windows are alike from both
+// sides, and are counted as if those were keys. Costs were fitted to measurements on an H100 (notes/sm90.md).
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,22 +20,39 @@
 namespace vicus::gpu {
 namespace {
 
-/// A way to build the kernel, for head dims up to `head_dim`.
+/// A way to build a kernel, for head dims up to `head_dim`.
 struct BoxShape {
-  int head_dim, warpgroups, least_keys, most_keys, stages;  // keys of a tile
+  int head_dim, warpgroups, least_columns, most_columns, stages;  // columns: those of a tile that a box of rows meets
   bool ping_pong;
-  double slowness;  // time of a product, relative
+  double slowness;      // time of a product, relative
+  int head_dims = 512;  // the most of both head dims together
 };
-constexpr BoxShape kShapes[] = {
+constexpr BoxShape kForwardShapes[] = {
     {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1},  {64, 1, 48, 176, 2, false, 1.4},
     {128, 2, 48, 176, 2, true, 1.0},  {128, 1, 48, 176, 2, false, 1.4}, {192, 2, 32, 112, 2, false, 1.0},
     {192, 1, 32, 112, 2, false, 1.3}, {256, 2, 32, 80, 2, false, 1.0},  {256, 1, 32, 80, 2, false, 1.3},
 };
+constexpr BoxShape kQueriesShapes[] = {
+    {64, 3, 48, 80, 3, false, 1.0},
+    {64, 2, 48, 96, 3, false, 1.2},
+    {128, 2, 48, 96, 3, false, 1.0},
+    {192, 2, 32, 64, 2, false, 1.2, 320},
+};
+constexpr BoxShape kKeysShapes[] = {
+    {64, 2, 32, 96, 3, false, 1.0},
+    {128, 2, 32, 64, 3, false, 1.0},
+    {192, 2, 32, 32, 3, false, 1.2, 320},
+};
+std::span<const BoxShape> shapes_of(Kernel kernel) {
+  if (kernel == Kernel::sm90_queries) return kQueriesShapes;
+  if (kernel == Kernel::sm90_keys) return kKeysShapes;
+  return kForwardShapes;
+}
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
-/// In keys: what a key tile costs besides its products, what it costs to step over one, and what a tile of queries costs.
-/// A mask makes a tile `kMasked` times as slow.
-constexpr double kTileKeys = 42, kSkipKeys = 10, kQueryTileKeys = 300, kMasked = 1.35;
+/// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
+/// makes a tile `kMasked` times as slow.
+constexpr double kTileColumns = 42, kSkipColumns = 10, kRowTileColumns = 300, kMasked = 1.35;
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
@@ -92,7 +111,7 @@ Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_k
 
 class BoxSearch {
  public:
-  explicit BoxSearch(const Plan& plan) : plan_(plan), p_(plan.problem) {
+  BoxSearch(const Plan& plan, Kernel kernel) : plan_(plan), p_(plan.problem), kernel_(kernel) {
     if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
       for (int i = 0; i < p_.rank(); ++i) {
         dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
@@ -106,10 +125,11 @@ class BoxSearch {
     tile_kv_ = tile_kv;
     const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
     int narrowest = 0;  // shapes for wider head dims would also do, but waste
-    for (const BoxShape& shape : kShapes) {
+    for (const BoxShape& shape : shapes_of(kernel_)) {
       if (width > shape.head_dim || (narrowest != 0 && shape.head_dim != narrowest)) continue;
+      if (p_.head_dim + p_.head_dim_v > shape.head_dims) continue;
       narrowest = shape.head_dim;
-      const int group = p_.rank() < 3 ? static_cast<int>(p_.heads / p_.heads_kv) : 1;
+      const int group = p_.rank() < 3 && kernel_ == Kernel::sm90_forward ? static_cast<int>(p_.heads / p_.heads_kv) : 1;
       for (int heads = 1; heads <= std::min(group, kRows); heads *= 2) {
         for (const Extent& box : boxes_of(p_.rank(), kRows / heads)) {
           for (int axis = 3 - p_.rank(); axis < 3; ++axis) consider(shape, box, heads, axis);
@@ -136,7 +156,8 @@ class BoxSearch {
   };
 
   [[nodiscard]] bool loadable(const Extent& box) const {
-    for (std::size_t a = 0; a < 3 && p_.rank() > 1; ++a) {  // a line is loaded in pieces
+    const bool in_pieces = p_.rank() == 1 && kernel_ == Kernel::sm90_forward;  // lines
+    for (std::size_t a = 0; a < 3 && !in_pieces; ++a) {
       if ((box[a] - 1) * dilation_[a] + 1 > kMostSpan) return false;
     }
     return true;
@@ -161,41 +182,48 @@ class BoxSearch {
     k.ping_pong = shape.ping_pong;
     k.tile.rows = kRows * shape.warpgroups;
     k.tile.heads = heads;
-    k.tile.extent = box;
-    k.tile.extent.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
-    if (!wanted(k.tile.extent, tile_q_)) return;
+    Extent rows = box;
+    rows.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
+    if (!wanted(rows, tile_q_)) return;
     Found found;
-    for (int keys = shape.most_keys; keys >= shape.least_keys; keys -= 16) {
-      for (const Extent& kv : boxes_of(p_.rank(), keys)) {
-        if (!loadable(kv) || !wanted(kv, tile_kv_)) continue;
-        k.kv_tile = kv;
-        consider(shape, k, found);
+    // The kernel for keys reads statistics of its columns by whole warps.
+    const int step = of_keys() ? 32 : 16;
+    for (int count = shape.most_columns; count >= shape.least_columns; count -= step) {
+      for (const Extent& columns : boxes_of(p_.rank(), count)) {
+        if (!loadable(columns) || !wanted(columns, tile_kv_)) continue;
+        k.tile.extent = of_keys() ? columns : rows;
+        k.kv_tile = of_keys() ? rows : columns;
+        consider(shape, k, rows, columns, found);
       }
     }
     if (found.kernel.tile.rows > 0) found_.push_back(found);
   }
 
-  void consider(const BoxShape& shape, GpuKernelPlan& k, Found& found) {
-    const int keys = k.kv_tile[0] * k.kv_tile[1] * k.kv_tile[2];
-    const Counts n = total(k, shape.warpgroups);
+  [[nodiscard]] bool of_keys() const { return kernel_ == Kernel::sm90_keys; }
+
+  void consider(const BoxShape& shape, GpuKernelPlan& k, const Extent& rows, const Extent& columns, Found& found) {
+    const int count = columns[0] * columns[1] * columns[2];
+    const Counts n = total(k.stack_axis, shape.warpgroups, rows, columns);
     const double heads = static_cast<double>(p_.heads_kv) *
                          std::ceil(static_cast<double>(p_.heads / p_.heads_kv) / k.tile.heads);  // tiles along them
-    const double blocks = tiles(k.tile.extent) * heads;
-    const double more = std::ceil(static_cast<double>(p_.additional_tokens) / keys);
+    const double blocks = tiles(rows) * (of_keys() ? static_cast<double>(p_.heads_kv) : heads);
+    const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
-    const double work = (seen + (kMasked - 1) * masked) * (keys + kTileKeys) + (n.hull - n.seen) * heads * kSkipKeys;
+    const double work =
+        (seen + (kMasked - 1) * masked) * (count + kTileColumns) + (n.hull - n.seen) * heads * kSkipColumns;
     const auto cost_of = [&](int parts) {
       const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
       const double waves = blocks * parts / multiprocessors;
       const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
       const double merge =
           parts == 1 ? 0 : multiprocessors * kMergeKeys + parts * kByteKeys * static_cast<double>(part_bytes(p_));
-      return shape.warpgroups * shape.slowness * idle * (work + blocks * parts * kQueryTileKeys) + merge;
+      return shape.warpgroups * shape.slowness * idle * (work + blocks * parts * kRowTileColumns) + merge;
     };
     k.key_parts = 1;
     double cost = cost_of(1);
     const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
-    const int most_parts = p_.rank() == 1 ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
+    const bool divisible = p_.rank() == 1 && kernel_ == Kernel::sm90_forward;
+    const int most_parts = divisible ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
     for (int parts = 2; parts <= most_parts; ++parts) {
       if (cost_of(parts) >= cost) continue;
       cost = cost_of(parts);
@@ -203,7 +231,7 @@ class BoxSearch {
     }
     if (cost >= found.cost) return;
     Spec spec;
-    spec.kernel = Kernel::sm90_forward;
+    spec.kernel = kernel_;
     spec.rank = p_.rank();
     spec.head_dim = static_cast<int>(p_.head_dim);
     spec.head_dim_v = static_cast<int>(p_.head_dim_v);
@@ -212,17 +240,17 @@ class BoxSearch {
     if (k.shared_bytes > plan_.gpu.device.shared_bytes_per_block) return;
     found.cost = cost;
     k.blocks = static_cast<std::int64_t>(blocks);
-    k.work = {plan_.mask_pairs, seen * keys * k.tile.rows};
+    k.work = {plan_.mask_pairs, seen * count * k.tile.rows};
     found.kernel = k;
   }
 
-  Counts total(const GpuKernelPlan& k, int warpgroups) {
+  Counts total(int stack_axis, int warpgroups, const Extent& rows, const Extent& columns) {
     Counts sum;
     for (std::size_t f = 0; f < families_.size(); ++f) {
       Counts product{families_[f].cells, families_[f].cells, families_[f].cells};
       for (std::size_t a = 0; a < 3; ++a) {
-        const int parts = static_cast<int>(a) == k.stack_axis ? warpgroups : 1;
-        product = product * on_axis(f, a, k.tile.extent[a], parts, k.kv_tile[a]);
+        const int parts = static_cast<int>(a) == stack_axis ? warpgroups : 1;
+        product = product * on_axis(f, a, rows[a], parts, columns[a]);
       }
       sum += product;
     }
@@ -251,6 +279,7 @@ class BoxSearch {
 
   const Plan& plan_;
   const Problem& p_;
+  Kernel kernel_;
   std::vector<Family> families_ = families(p_);
   Extent dilation_{1, 1, 1}, tile_q_{}, tile_kv_{};
   std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
@@ -292,8 +321,20 @@ std::size_t part_bytes(const Problem& p) {
 }
 
 BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options) {
-  BoxPlan named = BoxSearch(plan).run(options.tile_q, options.tile_kv);
-  return named.best.tile.rows > 0 ? named : BoxSearch(plan).run({}, {});
+  BoxPlan named = BoxSearch(plan, Kernel::sm90_forward).run(options.tile_q, options.tile_kv);
+  return named.best.tile.rows > 0 ? named : BoxSearch(plan, Kernel::sm90_forward).run({}, {});
+}
+
+GpuGradientPlan plan_box_gradients(const Plan& plan) {
+  const Problem& p = plan.problem;
+  GpuGradientPlan gradients;
+  // Both head dims are rows of a product here.
+  const bool whole = p.rank() < 3 || p.head_dim_v % (2 * kUnit) == 0;
+  const auto* dense = std::get_if<Dense>(&p.mask);
+  if (!whole || (dense != nullptr && (dense->packed() || dense->padded()))) return gradients;
+  gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;
+  gradients.queries = BoxSearch(plan, Kernel::sm90_queries).run({}, {}).best;
+  return gradients;
 }
 
 }  // namespace vicus::gpu

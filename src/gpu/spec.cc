@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "vicus/geometry.h"
 #include "vicus/plan.h"
@@ -28,38 +29,62 @@ std::string constant(const char* type, const char* name, const T& value, const c
   return line.append(type).append(" ").append(name).append(extent).append(" = ").append(text(value)).append(";\n");
 }
 
-// A function around one warpgroup product of 64 rows, `columns` columns and 16 features: d = d * add + a . b, with `a` in
-// shared memory or, where `registers`, in registers, and then `b` by rows of features rather than of columns.
-std::string product(const char* name, int columns, DType dtype, bool registers) {
-  const int count = columns / 2;  // registers of d, operands of the instruction before all others
+// A function around one warpgroup product of 64 rows, `columns` columns and 16 features.
+struct Product {
+  const char* name;
+  int columns;
+  bool registers = false;      // a is in registers, not in shared memory
+  bool b_by_features = false;  // b lies by rows of features, not of columns
+  bool begins = false;         // d = a . b; otherwise d = d * add + a . b
+};
+
+std::string text(const Product& f, DType dtype) {
+  const int count = f.columns / 2;  // registers of d, operands of the instruction before all others
   std::string d, outputs;
   for (int i = 0; i < count; ++i) {
     d.append(i == 0 ? "%" : ", %").append(text(i));
-    outputs.append(i == 0 ? "" : ", ").append("\"+f\"(d[").append(text(i)).append("])");
+    outputs.append(i == 0 ? "\"" : ", \"").append(f.begins ? "=" : "+").append("f\"(d[").append(text(i)).append("])");
   }
   int next = count;
   const auto operand = [&] { return std::string("%").append(text(next++)); };
-  std::string a = registers ? "{" : "";
+  std::string a = f.registers ? "{" : "";
   a.append(operand());
-  for (int i = 1; registers && i < 4; ++i) a.append(", ").append(operand());
-  if (registers) a.append("}");
-  const std::string b = operand(), add = operand(), type = dtype == DType::float16 ? ".f16" : ".bf16";
+  for (int i = 1; f.registers && i < 4; ++i) a.append(", ").append(operand());
+  if (f.registers) a.append("}");
+  const std::string b = operand(), add = f.begins ? "0" : operand(), type = dtype == DType::float16 ? ".f16" : ".bf16";
   std::string code = "namespace vicus::gpu {\n__device__ __forceinline__ void ";
-  code.append(name).append("(float (&d)[").append(text(count)).append("], ");
-  code.append(registers ? "u32 a0, u32 a1, u32 a2, u32 a3" : "u64 a").append(", u64 b, int add) {\n");
+  code.append(f.name).append("(float (&d)[").append(text(count)).append("], ");
+  code.append(f.registers ? "u32 a0, u32 a1, u32 a2, u32 a3" : "u64 a").append(", u64 b");
+  code.append(f.begins ? ") {\n" : ", int add) {\n");
   code.append("  asm volatile(\"{\\n.reg .pred p;\\nsetp.ne.b32 p, ").append(add).append(", 0;\\n");
-  code.append("wgmma.mma_async.sync.aligned.m64n").append(text(columns)).append("k16.f32").append(type).append(type);
+  code.append("wgmma.mma_async.sync.aligned.m64n").append(text(f.columns)).append("k16.f32").append(type).append(type);
   code.append(" {").append(d).append("}, ").append(a).append(", ").append(b).append(", p, 1, 1, ");
-  code.append(registers ? "1" : "0, 0").append(";\\n}\" : ").append(outputs).append(" : ");
-  code.append(registers ? "\"r\"(a0), \"r\"(a1), \"r\"(a2), \"r\"(a3)" : "\"l\"(a)");
-  return code.append(", \"l\"(b), \"r\"(add));\n}\n}\n");
+  if (!f.registers) code.append("0, ");
+  code.append(f.b_by_features ? "1" : "0").append(";\\n}\" : ").append(outputs).append(" : ");
+  code.append(f.registers ? "\"r\"(a0), \"r\"(a1), \"r\"(a2), \"r\"(a3)" : "\"l\"(a)").append(", \"l\"(b)");
+  return code.append(f.begins ? ");\n}\n}\n" : ", \"r\"(add));\n}\n}\n");
 }
 
 std::string boxes_prologue(const Spec& s) {
-  return constant("int", "kWarpgroups", s.warps / 4) + constant("int", "kStackAxis", s.stack_axis) +
-         constant("bool", "kPingPong", s.ping_pong) + constant("bool", "kKeyParts", s.key_parts) +
-         "constexpr long long kPatience = 0;\n" + product("wgmma_scores", s.keys(), s.dtype, false) +
-         product("wgmma_values", s.head_dim_v, s.dtype, true);
+  std::string p = constant("int", "kWarpgroups", s.warps / 4) + constant("int", "kStackAxis", s.stack_axis) +
+                  constant("bool", "kPingPong", s.ping_pong) + constant("bool", "kKeyParts", s.key_parts) +
+                  "constexpr long long kPatience = 0;\n" +
+                  text(Product{.name = "wgmma_scores", .columns = s.keys()}, s.dtype);
+  if (s.kernel == Kernel::sm90_forward) {
+    return p + text(Product{.name = "wgmma_values", .columns = s.head_dim_v, .registers = true, .b_by_features = true},
+                    s.dtype);
+  }
+  // sm90_backward.cu, of rows that are keys and of rows that are queries
+  p += constant("bool", "kOfKeys", s.kernel == Kernel::sm90_keys);
+  for (const Product& f : {
+           Product{.name = "wgmma_scores_begin", .columns = s.keys(), .begins = true},
+           Product{.name = "wgmma_first", .columns = s.head_dim, .b_by_features = true},
+           Product{.name = "wgmma_first", .columns = s.head_dim, .registers = true, .b_by_features = true},
+           Product{.name = "wgmma_second", .columns = s.head_dim_v, .registers = true, .b_by_features = true},
+       }) {
+    p += text(f, s.dtype);
+  }
+  return p;
 }
 
 std::string prologue(const Spec& s) {
@@ -108,7 +133,7 @@ std::string prologue(const Spec& s) {
   p += "#include \"mma.cuh\"\nnamespace vicus::gpu { using Half = ";
   p += s.dtype == DType::float16 ? "F16" : "Bf16";
   p += "; }\n";
-  if (s.kernel == Kernel::sm90_forward) return p + boxes_prologue(s);
+  if (loads_boxes(s.kernel)) return p + boxes_prologue(s);
   if (s.kernel == Kernel::unfused_tile_to_queries || s.kernel == Kernel::unfused_tile_to_keys) {
     p += constant("bool", "kRowsAreKeys", s.kernel == Kernel::unfused_tile_to_keys);
   }
@@ -145,6 +170,19 @@ int boxes_bytes(const Spec& s) {
   return ceil_div(bytes, kUnit) * kUnit;
 }
 
+// sm90_gradients.cuh: the same, and gradients of logits.
+int gradient_bytes(const Spec& s) {
+  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kWalk = 16, kRows = 64,
+                kRowTile = 320;
+  const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64) + ceil_div(s.head_dim_v, 64);
+  const bool of_keys = s.kernel == Kernel::sm90_keys;
+  const int grads = of_keys ? warpgroups * ceil_div(s.keys(), 64) * kRows : 0;
+  const int bytes = kSlabRow * (slabs * (warpgroups * kRows + s.stages * s.keys()) + grads) +
+                    s.stages * ((of_keys ? 8 * s.keys() : 16) + 2 * kBarrier + kWalk + 4 * warpgroups) +
+                    warpgroups * (2 * kBox + kRows * kSpan * s.rank) + kRowTile + 512;
+  return ceil_div(bytes, kUnit) * kUnit;
+}
+
 // Windows, trailing axes last.
 void set_windows(Spec& s, const Neighborhood& mask, int rank) {
   s.rank = rank;
@@ -162,17 +200,21 @@ const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
   switch (kernel) {
     case Kernel::sm90_forward:
       return &plan.forward;
+    case Kernel::sm90_queries:
+      return &plan.backward.queries;
+    case Kernel::sm90_keys:
+      return &plan.backward.keys;
     case Kernel::forward:
     case Kernel::plain_forward:
       return plan.forward.family == GpuKernels::warpgroups ? &plan.forward_unboxed : &plan.forward;
     case Kernel::queries:
     case Kernel::plain_queries:
-      return &plan.backward_queries;
+      return &portable_gradients(plan).queries;
     case Kernel::keys:
     case Kernel::additional:
     case Kernel::plain_keys:
     case Kernel::plain_additional:
-      return &plan.backward_keys;
+      return &portable_gradients(plan).keys;
     default:
       return nullptr;
   }
@@ -199,6 +241,7 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.tile_q = k.tile.extent;
   s.tile_heads = k.tile.heads;
   s.tile_kv = k.kv_tile;
+  if (s.kernel == Kernel::sm90_keys) std::swap(s.tile_q, s.tile_kv);  // rows and columns
   const bool parts = k.warp_tile[0] > 0;
   s.warp_q = parts ? k.warp_tile : s.tile_q;
   s.warp_kv = parts ? k.warp_keys : s.tile_kv;
@@ -216,6 +259,10 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.stack_axis = k.stack_axis;
   s.ping_pong = k.ping_pong;
   s.key_parts = k.key_parts > 1;
+}
+
+const GpuGradientPlan& portable_gradients(const GpuPlan& plan) {
+  return plan.backward.keys.family == GpuKernels::warpgroups ? plan.backward_unboxed : plan.backward;
 }
 
 Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type) {
@@ -248,8 +295,10 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   if (tiled == nullptr) return s;
   set_tiles(s, *tiled);
   s.pre_scale = kernel == Kernel::forward && (p.rpb || p.attn_bias || !(p.effective_scale() > 0));
-  s.add_queries =
-      uses_tensor_cores(kernel) && kernel != Kernel::forward && kernel != Kernel::sm90_forward && plan.gpu.add_queries;
+  s.add_queries = uses_tensor_cores(kernel) && kernel != Kernel::forward && kernel != Kernel::sm90_forward &&
+                  (loads_boxes(kernel) ? plan.gpu.backward : portable_gradients(plan.gpu)).add_queries;
+  // Additional tokens have a kernel of their own.
+  if (kernel == Kernel::sm90_keys) s.additional = false;
   return s;
 }
 
@@ -323,6 +372,9 @@ int shared_bytes(const Spec& s) {
     }
     case Kernel::sm90_forward:
       return boxes_bytes(s);
+    case Kernel::sm90_queries:
+    case Kernel::sm90_keys:
+      return gradient_bytes(s);
     case Kernel::queries:
       return queries_bytes(s, 2 * (query + value));
     case Kernel::keys:
@@ -347,6 +399,8 @@ jit::Source source_of(const Spec& spec) {
                                  "backward_convert.cu",
                                  "backward_bias.cu",
                                  "sm90_forward.cu",
+                                 "sm90_backward.cu",
+                                 "sm90_backward.cu",
                                  "unfused_tile_scores.cu",
                                  "unfused_tile_sums.cu",
                                  "unfused_tile_sums.cu",
@@ -368,7 +422,7 @@ jit::Source source_of(const Spec& spec) {
                                  "packed_rest.cu"};
   return {.file = kFiles[static_cast<std::size_t>(spec.kernel)],
           .prologue = prologue(spec),
-          .arch_specific = spec.kernel == Kernel::sm90_forward};
+          .arch_specific = loads_boxes(spec.kernel)};
 }
 
 }  // namespace vicus::gpu

@@ -22,7 +22,10 @@ enum class Kernel : std::uint8_t {
   additional,
   convert,
   bias,
-  sm90_forward,  // by boxes and warpgroups
+  // By boxes and warpgroups.
+  sm90_forward,
+  sm90_queries,
+  sm90_keys,
   unfused_tile_scores,
   unfused_tile_to_queries,  // one text for these two
   unfused_tile_to_keys,
@@ -45,6 +48,10 @@ enum class Kernel : std::uint8_t {
   packed_rest,  // tokens after the last packed sequence
 };
 [[nodiscard]] constexpr bool uses_tensor_cores(Kernel kernel) { return kernel < Kernel::plain_forward; }
+
+[[nodiscard]] constexpr bool loads_boxes(Kernel kernel) {
+  return kernel == Kernel::sm90_forward || kernel == Kernel::sm90_queries || kernel == Kernel::sm90_keys;
+}
 
 enum class BiasKind : std::uint8_t { none, relative, additive };
 
@@ -86,7 +93,7 @@ struct Spec {
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
   /// With those that load boxes.
-  [[nodiscard]] int threads() const { return 32 * warps + (kernel == Kernel::sm90_forward ? 128 : 0); }
+  [[nodiscard]] int threads() const { return 32 * warps + (loads_boxes(kernel) ? 128 : 0); }
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
@@ -102,6 +109,9 @@ struct Spec {
 
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
+
+/// The plan for gradients whose kernels need no boxes.
+[[nodiscard]] const GpuGradientPlan& portable_gradients(const GpuPlan& plan);
 
 /// A kernel of the unfused operators, with tensor cores where it can have them; `kernel` is the one without, `bias_type` of
 /// the bias it reads or writes.

@@ -340,12 +340,13 @@ std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, cons
                                   AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))});
   const auto plan = plan_for(problem, plan_options(place, options, backward ? Pass::backward : Pass::forward));
   const GpuPlan& g = plan->gpu;
-  const double work = backward ? g.backward_keys.work.ratio() : g.forward.work.ratio();
+  const double work = backward ? g.backward.keys.work.ratio() : g.forward.work.ratio();
   std::vector<std::string> lines = {
       "{\"mask_pairs\": " + std::to_string(plan->mask_pairs) +
       ", \"flops\": " + std::to_string(backward ? plan->backward_flops : plan->forward_flops) +
-      ", \"bytes\": " + std::to_string(backward ? plan->backward_bytes : plan->forward_bytes) + ", \"work_ratio\": " +
-      std::to_string(work) + ", \"scratch_bytes\": " + std::to_string(backward ? g.backward_scratch_bytes : g.forward_scratch_bytes) + "}"};
+      ", \"bytes\": " + std::to_string(backward ? plan->backward_bytes : plan->forward_bytes) +
+      ", \"work_ratio\": " + std::to_string(work) +
+      ", \"scratch_bytes\": " + std::to_string(backward ? g.backward.scratch_bytes : g.forward_scratch_bytes) + "}"};
   const CallSet calls = {.forward = !backward, .backward = backward, .logsumexp = false};
   for (const gpu::KernelReport& k : gpu::report_kernels(*plan, calls, place.device)) {
     lines.push_back("{\"name\": \"" + k.name + "\", \"threads\": " + std::to_string(k.threads) + ", \"registers\": " +

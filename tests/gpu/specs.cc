@@ -7,6 +7,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gpu/spec.h"
@@ -241,6 +242,11 @@ void compile_boxes(const BoxCase& c, const GpuTarget& target) {
             {{"work_ratio", plan.gpu.forward.work.ratio()}});
     if (c.problem.dense()) break;
   }
+  if (plan.gpu.backward.keys.family != GpuKernels::warpgroups) return;
+  for (const auto& [kernel, work] : {std::pair(gpu::Kernel::sm90_queries, plan.gpu.backward.queries.work),
+                                     std::pair(gpu::Kernel::sm90_keys, plan.gpu.backward.keys.work)}) {
+    compile(c.name, target, gpu::spec_of(plan, kernel, true, true, c.bias_type), {{"work_ratio", work.ratio()}});
+  }
 }
 
 void compile(const Case& c, const GpuTarget& target, bool deterministic) {
@@ -249,7 +255,7 @@ void compile(const Case& c, const GpuTarget& target, bool deterministic) {
   const Plan plan = choose_plan(c.problem, options);
   const auto run = [&](gpu::Kernel kernel) {
     compile(c.name, target, gpu::spec_of(plan, kernel, true, c.vectors, c.bias_type),
-            {{"atomics", plan.gpu.add_queries},
+            {{"atomics", plan.gpu.backward.add_queries},
              {"work_ratio", plan.gpu.forward.work.ratio()},
              {"without_tensor_cores", plan.gpu.reason}});
   };
@@ -258,7 +264,7 @@ void compile(const Case& c, const GpuTarget& target, bool deterministic) {
   if (!deterministic) run(plain ? Kernel::plain_forward : Kernel::forward);
   const auto* dense = std::get_if<Dense>(&plan.problem.mask);
   if (!deterministic && dense != nullptr && dense->packed()) run(Kernel::packed_rest);
-  if (plan.gpu.backward_keys.family == GpuKernels::plain) {  // one way, deterministic
+  if (plan.gpu.backward.keys.family == GpuKernels::plain) {  // one way, deterministic
     if (!deterministic) return;
     for (const Kernel kernel : {Kernel::plain_delta, Kernel::plain_queries, Kernel::plain_keys}) run(kernel);
     if (c.problem.additional_tokens > 0) run(Kernel::plain_additional);

@@ -142,14 +142,14 @@ TEST_F(GpuLists, GridsAreOfTheLongestSequencesAndKernelsReadTheCallersLists) {
 
     ASSERT_EQ(launched("backward_keys").size(), 1U);
     const FakeLaunch keys = launched("backward_keys")[0];
-    EXPECT_EQ(keys.grid[0], blocks(kSequences, kMaxKeys, plan.backward_keys.kv_tile[2], problem.heads_kv));
+    EXPECT_EQ(keys.grid[0], blocks(kSequences, kMaxKeys, plan.backward.keys.kv_tile[2], problem.heads_kv));
     const auto back = args_of<gpu::BackwardArgs>(keys);
     EXPECT_EQ(back.cumulative_queries, in.cumulative_queries.data());
     EXPECT_EQ(back.sequences, kSequences);
     EXPECT_EQ(back.batch, 1);
     ASSERT_EQ(launched("backward_queries").size(), deterministic ? 1U : 0U);
     if (deterministic) {
-      const auto& queries = plan.backward_queries;
+      const auto& queries = plan.backward.queries;
       EXPECT_EQ(launched("backward_queries")[0].grid[0],
                 blocks(kSequences, kMaxQueries, queries.tile.extent[2], head_tiles(queries)));
     }
@@ -197,10 +197,10 @@ TEST_F(GpuLists, KernelsWithoutTensorCoresReadThemToo) {
   const auto seen = args_of<gpu::PlainForwardArgs>(launched("plain_forward").at(0));
   EXPECT_EQ(seen.forward.cumulative_queries, in.cumulative_queries.data());
   EXPECT_EQ(seen.forward.cumulative_keys, in.cumulative_keys.data());
-  const GpuKernelPlan& queries = plan.backward_queries;
+  const GpuKernelPlan& queries = plan.backward.queries;
   EXPECT_EQ(grid_x("plain_backward_queries"),
             blocks(kSequences, kMaxQueries, queries.tile.extent[2], head_tiles(queries)));
-  EXPECT_EQ(grid_x("plain_backward_keys"), blocks(kSequences, kMaxKeys, plan.backward_keys.kv_tile[2], 2));
+  EXPECT_EQ(grid_x("plain_backward_keys"), blocks(kSequences, kMaxKeys, plan.backward.keys.kv_tile[2], 2));
   const auto back = args_of<gpu::PlainBackwardArgs>(launched("plain_backward_keys").at(0));
   EXPECT_EQ(back.forward.cumulative_keys, in.cumulative_keys.data());
   EXPECT_EQ(back.cells, kSequences);
@@ -224,7 +224,7 @@ TEST_F(GpuLists, KeyLengthsOfTheDeviceAreReadThere) {
   EXPECT_EQ(launched("forward")[0].grid[0],
             blocks(kBatch, 1000, used.gpu.forward.tile.extent[2], head_tiles(used.gpu.forward)));
   EXPECT_EQ(launched("backward_keys")[0].grid[0],
-            blocks(kBatch, 900, used.gpu.backward_keys.kv_tile[2], problem.heads_kv));
+            blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv));
   EXPECT_TRUE(launched("packed_rest").empty()) << "padding belongs to its batch entry";
 }
 
@@ -238,7 +238,7 @@ TEST_F(GpuLists, ListsOfTheProblemAreCopiedAndNothingIsLeftOver) {
   EXPECT_EQ(seen.cumulative_keys - seen.cumulative_queries, 4);
   EXPECT_EQ(launched("forward")[0].grid[0],
             blocks(3, 700, used.gpu.forward.tile.extent[2], head_tiles(used.gpu.forward)));
-  EXPECT_EQ(launched("backward_keys")[0].grid[0], blocks(3, 490, used.gpu.backward_keys.kv_tile[2], problem.heads_kv));
+  EXPECT_EQ(launched("backward_keys")[0].grid[0], blocks(3, 490, used.gpu.backward.keys.kv_tile[2], problem.heads_kv));
   EXPECT_TRUE(launched("packed_rest").empty()) << "such lists end where the tokens do";
 
   problem.batch = kBatch;

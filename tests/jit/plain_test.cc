@@ -112,7 +112,7 @@ TEST_F(PlainCalls, Float32IsComputedExactly) {
   const Problem p = dense(DType::float32, 3, 1000, 777, 64);
   const Plan plan = plan_of(p);
   EXPECT_EQ(plan.gpu.forward.family, GpuKernels::plain);
-  EXPECT_EQ(plan.gpu.backward_keys.family, GpuKernels::plain);
+  EXPECT_EQ(plan.gpu.backward.keys.family, GpuKernels::plain);
   EXPECT_NE(plan.gpu.reason.find("float32 is computed exactly"), std::string::npos) << plan.gpu.reason;
   EXPECT_NE(describe(plan).find("forward  plain, query tile"), std::string::npos) << describe(plan);
   const Data data(p);
@@ -146,7 +146,7 @@ TEST_F(PlainCalls, LongHeadDimsAreCutIntoSlices) {
   const Plan plan = plan_of(p);
   set_log_sink({});
   EXPECT_NE(logged.find("head_dim_v up to 256, they are 300 and 512"), std::string::npos) << logged;
-  EXPECT_EQ(plan.gpu.backward_scratch_bytes, std::size_t{100 * 4 * 4});
+  EXPECT_EQ(plan.gpu.backward.scratch_bytes, std::size_t{100 * 4 * 4});
   const Data data(p);
   record<gpu::PlainForwardArgs>();
   forward(plan, data.inputs, data.output.view, {}, &stream);
@@ -158,7 +158,7 @@ TEST_F(PlainCalls, TensorCoresWithoutATileForGradientsLeaveThemToThePlainKernels
   const Problem p = dense(DType::float16, 1, 100, 100, 256);
   const Plan small = choose_plan(p, {.engine = Engine::sm80, .gpu = {8, 9, 58, 101376}});
   EXPECT_EQ(small.gpu.forward.family, GpuKernels::tensor_cores);
-  EXPECT_EQ(small.gpu.backward_keys.family, GpuKernels::plain);
+  EXPECT_EQ(small.gpu.backward.keys.family, GpuKernels::plain);
   EXPECT_NE(small.gpu.reason.find("101376 bytes of shared memory"), std::string::npos) << small.gpu.reason;
   EXPECT_EQ(plan_of(p).gpu.reason, "");
 }
@@ -187,7 +187,7 @@ TEST_F(PlainCalls, GradientsOfEverything) {
   const std::vector<FakeLaunch> all = launches();
   ASSERT_EQ(names(), (std::vector<std::string>{"plain_delta", "plain_backward_queries", "plain_backward_keys",
                                                "plain_backward_additional", "plain_backward_bias"}));
-  const GpuKernelPlan &queries = plan.gpu.backward_queries, &keys = plan.gpu.backward_keys;
+  const GpuKernelPlan &queries = plan.gpu.backward.queries, &keys = plan.gpu.backward.keys;
   const auto tiles = [](const std::array<int, 3>& extent) { return ceil_div(10, extent[1]) * ceil_div(21, extent[2]); };
   expect_grid(all[0], ceil_div(20 * 21 * 6, 32), 2, 256);
   expect_grid(all[1], tiles(queries.tile.extent) * 3 * ceil_div(2, queries.tile.heads) * 4, 1, 128);

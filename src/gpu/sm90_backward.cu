@@ -1,0 +1,336 @@
+// Attention backward with the tensor cores of sm_90a, for 16-bit storage. backward.cuh has the formulas.
+//
+// A block owns rows and meets tiles of columns. Where rows are keys (kOfKeys) it sums dK and dV over the tiles of the queries
+// that see them, of all heads of the group; where rows are queries it sums dQ over key tiles. Nothing is summed across
+// blocks, so both are bit-exact, without scratch memory. One kernel with atomics for dQ, with five products instead of
+// seven, is no faster (notes/sm90.md).
+//
+// One warp loads boxes with the copy engine, kWarpgroups warpgroups own 64 rows each. S and dP of a tile (64 rows by
+// kColumns columns) lie in registers as accumulators, and become P and dS where they are. Operand A of the sums is P in
+// registers and dS, of queries in registers too, of keys in shared memory. The sums of a tile's dS run beside the next
+// tile's S.
+//
+// Values that are not finite: a pair that is not seen has weight zero, but zero times NaN is NaN. Rows whose sums are not
+// finite are done again pair by pair (sm90_careful.cuh).
+#include "sm90_careful.cuh"
+#include "sm90_gradients.cuh"
+#include "sm90_mask.cuh"
+#include "sm90_store.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kLoadRegisters = kWarpgroups == 3 ? 32 : 24, kMathRegisters = kWarpgroups == 3 ? 160 : 240;
+constexpr int kGradsReady = 1;  // named barriers of the math
+
+// Where operands are, in units of 16 bytes: everything from one register.
+constexpr int kUnit = 16;
+__device__ __forceinline__ constexpr int units(int elements) { return elements * 2 / kUnit; }
+constexpr int kRowFirst = 0, kRowSecond = kRowFirst + units(kWarpgroups * kSlabs * kRows * kSlab),
+              kFirst = kRowSecond + units(kWarpgroups * kValueSlabs * kRows * kSlab),
+              kSecond = kFirst + units(kStages * kSlabs * kColumns * kSlab),
+              kGrads = kSecond + units(kStages * kValueSlabs * kColumns * kSlab);
+
+// The products of one warpgroup.
+struct Products {
+  int base, warpgroup;
+  float scores[kColumns / 2], grads[kColumns / 2];  // S, later P; dP, later dS
+  float first_out[kHeadDim / 2], second_out[kHeadDimV / 2];
+  u32 weights[kColumns / 4];
+
+  __device__ __forceinline__ Products(const Smem& smem, int of)
+      : base(static_cast<int>((smem_address(&smem) & 0x3ffff) / kUnit)), warpgroup(of) {
+#pragma unroll
+    for (float& x : first_out) x = 0;
+#pragma unroll
+    for (float& x : second_out) x = 0;
+  }
+
+  // d = rows . columns over kWidth features, in flight
+  template <int kWidth>
+  __device__ __forceinline__ void start_scores(float (&d)[kColumns / 2], u64 row, u64 column) {
+    wgmma_fence();
+    wgmma_scores_begin(d, row, column);
+#pragma unroll
+    for (int f = 16; f < kWidth; f += 16) {
+      const int slab = f / kSlab, at = units(f % kSlab);
+      wgmma_scores(d, row + (units(slab * kRows * kSlab) + at), column + (units(slab * kColumns * kSlab) + at), 1);
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ int first_at(int stage) const {
+    return base + kFirst + stage * units(kSlabs * kColumns * kSlab);
+  }
+  __device__ __forceinline__ int second_at(int stage) const {
+    return base + kSecond + stage * units(kValueSlabs * kColumns * kSlab);
+  }
+  __device__ __forceinline__ void start_first(int stage) {
+    const int row = base + kRowFirst + warpgroup * units(kSlabs * kRows * kSlab);
+    start_scores<kDq>(scores, operand(0, 16) + row, operand(0, 16) + first_at(stage));
+  }
+  __device__ __forceinline__ void start_second(int stage) {
+    const int row = base + kRowSecond + warpgroup * units(kValueSlabs * kRows * kSlab);
+    start_scores<kDv>(grads, operand(0, 16) + row, operand(0, 16) + second_at(stage));
+  }
+
+  __device__ __forceinline__ void pack(const float (&d)[kColumns / 2]) {
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) weights[i] = Half::pack(d[2 * i], d[2 * i + 1]);
+  }
+  // second_out += P . columns, in flight; P is in `weights`
+  __device__ __forceinline__ void start_second_sums(int stage) {
+    const u64 columns = operand(0, kColumns * kSlab * 2) + second_at(stage);
+    hold(second_out);
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 16) {
+      const u32* w = weights + c / 4;
+      wgmma_second(second_out, w[0], w[1], w[2], w[3], columns + units(c * kSlab), 1);
+    }
+    wgmma_commit();
+  }
+  // first_out += dS . columns; dS is in `weights` or, of keys, in shared memory
+  __device__ __forceinline__ void start_first_sums(int stage) {
+    const u64 columns = operand(0, kColumns * kSlab * 2) + first_at(stage);
+    hold(first_out);
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 16) {
+      if constexpr (kOfKeys) {
+        const u64 grad = operand(0, 16) + grads_at(c / kSlab) + units(c % kSlab);
+        wgmma_first(first_out, grad, columns + units(c * kSlab), 1);
+      } else {
+        const u32* w = weights + c / 4;
+        wgmma_first(first_out, w[0], w[1], w[2], w[3], columns + units(c * kSlab), 1);
+      }
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ int grads_at(int slab) const {
+    return base + kGrads + (warpgroup * kGradSlabs + slab) * units(kRows * kSlab);
+  }
+};
+
+// One warpgroup's rows.
+struct Attend {
+  const BackwardArgs& args;
+  Smem& smem;
+  Products& p;
+  const int warpgroup;
+  float lse[2] = {}, delta[2] = {};  // of the rows, where those are queries
+  Ring ring, before;
+  bool pending = false;  // dS of the tile at `before` waits for its product
+
+  // Rows of this thread: this one and 8 more.
+  __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
+  __device__ __forceinline__ Position position_of(int row) const {
+    return box_position(box_origin(smem.rows.tile, warpgroup), row);
+  }
+
+  // Notes what the rows of this warp see, and reads what is known of them.
+  __device__ __forceinline__ void begin() {
+    const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 16;
+    const Position position = position_of(row);
+    const bool exists = box_has(smem.rows.tile, row, position);
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const Span one = {position.at[a], position.at[a] + 1};
+      smem.seen[warpgroup][row][a - kFirstAxis] =
+          exists ? columns_of_any(smem.rows.cell.grid.axis[a], one) : Span{0, 0};
+    }
+    __syncwarp();
+    if constexpr (kOfQueries) {
+      const Placed statistics = place(args.statistics, smem.rows.cell, smem.rows.cell.first_query);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Position q = position_of(first_row() + 8 * half);
+        lse[half] = 1.0f / 0.0f;
+        if (!box_has(smem.rows.tile, first_row() + 8 * half, q)) continue;
+        const float* of = static_cast<const float*>(args.statistics.data) + statistics.row(q, smem.rows.tile.head);
+        lse[half] = of[0];
+        delta[half] = of[1];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void leave(const Ring& ring) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&smem.empty[ring.stage]));
+  }
+
+  // Of a column pair and a row half.
+  __device__ __forceinline__ float2 of_pair(const float (&row)[2], const float* columns, int n, int half) const {
+    if constexpr (kOfQueries) return {row[half], row[half]};
+    return *reinterpret_cast<const float2*>(columns + 8 * n + threadIdx.x % 4 * 2);
+  }
+
+  // S to P.
+  __device__ __forceinline__ void weigh(int stage) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 of = of_pair(lse, smem.lse[stage], n, half);
+        float(&s)[kColumns / 2] = p.scores;
+        const int i = 4 * n + 2 * half;
+        s[i] = exp2_approx(s[i] * args.scale_log2 - of.x);
+        s[i + 1] = exp2_approx(s[i + 1] * args.scale_log2 - of.y);
+      }
+    }
+  }
+  // dP to dS.
+  __device__ __forceinline__ void differentiate(int stage) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 of = of_pair(delta, smem.delta[stage], n, half);
+        const int i = 4 * n + 2 * half;
+        p.grads[i] = p.scores[i] * (p.grads[i] - of.x);
+        p.grads[i + 1] = p.scores[i + 1] * (p.grads[i + 1] - of.y);
+      }
+    }
+  }
+
+  // dS to shared memory, as operands of both products.
+  __device__ __forceinline__ void put_grads() {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; n += 2) {
+      const u16* slab = smem.grad_scores[warpgroup][n * 8 / kSlab];
+      const int eight = n % 8 + lane / 16;
+      u32 four[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = Half::pack(p.grads[4 * n + 2 * i], p.grads[4 * n + 2 * i + 1]);
+      stmatrix_x4(smem_address(slab) + 2 * (row * kSlab + (eight ^ row % 8) * 8), four);
+    }
+    fence_proxy_async();
+    barrier_sync(kGradsReady + warpgroup, kWarpgroupThreads);
+  }
+
+  // The sums of dS of the tile before.
+  __device__ __forceinline__ void finish_pending() {
+    p.start_first_sums(before.stage);
+    wgmma_wait<0>();
+    hold(p.first_out);
+    leave(before);
+    pending = false;
+  }
+
+  // One tile. Its dS waits for its products with the next one.
+  template <bool kPending, bool kMasked>
+  __device__ __forceinline__ void step() {
+    p.start_first(ring.stage);
+    if constexpr (kPending) p.start_first_sums(before.stage);
+    if constexpr (kOfQueries) p.start_second(ring.stage);
+    ThreadMask mask;
+    if constexpr (kMasked) {
+      see_keys(&smem.seen[warpgroup][first_row()], smem.tile[ring.stage].walk, args.additional, mask);
+    }
+    wgmma_wait<(kPending ? 1 : 0) + (kOfQueries ? 1 : 0)>();
+    hold(p.scores);
+    weigh(ring.stage);
+    if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
+    hold(p.scores);
+    if constexpr (kOfKeys) {
+      p.pack(p.scores);
+      p.start_second(ring.stage);
+      p.start_second_sums(ring.stage);
+      wgmma_wait<1>();
+    } else {
+      wgmma_wait<0>();
+    }
+    if constexpr (kPending) {
+      hold(p.first_out);
+      leave(before);
+    }
+    hold(p.grads);
+    differentiate(ring.stage);
+    if constexpr (kMasked) hide_keys(mask, 0.0f, p.grads);
+    if constexpr (kOfKeys) {
+      put_grads();
+      wgmma_wait<0>();
+      hold(p.second_out);
+    } else {
+      p.pack(p.grads);
+    }
+    pending = true;
+    before = ring;
+  }
+
+  __device__ __forceinline__ void run() {
+    const int tiles = smem.tiles;
+    for (int t = 0; t < tiles; ++t) {
+      mbarrier_wait(smem_address(&smem.full[ring.stage]), ring.phase);
+      const TileUse use = smem.tile[ring.stage].use[warpgroup];
+      if (use == TileUse::skip) {
+        if (pending) finish_pending();  // what comes next may need its stage
+        leave(ring);
+      } else if (use == TileUse::masked) {
+        if (pending) step<true, true>();
+        else step<false, true>();
+      } else {
+        if (pending) step<true, false>();
+        else step<false, false>();
+      }
+      ring.next();
+    }
+    if (pending) finish_pending();
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ bool store(const float (&sums)[kWidth / 2], const Rows& to, float factor, int half) {
+    if (to.data == nullptr) return false;
+    const int row = first_row() + 8 * half;
+    const Position position = position_of(row);
+    const Placed placed = place(to, smem.rows.cell, kOfKeys ? smem.rows.cell.first_key : smem.rows.cell.first_query);
+    u16* at = static_cast<u16*>(to.data) + placed.row(position, smem.rows.tile.head);
+    return store_row<kWidth>(sums, half, factor, box_has(smem.rows.tile, row, position), at);
+  }
+
+  __device__ __forceinline__ void finish() {
+    constexpr float kLn2 = 0.693147180559945309f;
+    u32 wrong[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      bool mine = store<kHeadDim>(p.first_out, kOfKeys ? args.grad_key : args.grad_query, args.scale_log2 * kLn2, half);
+      if constexpr (kOfKeys) mine = store<kHeadDimV>(p.second_out, args.grad_value, 1.0f, half) || mine;
+      wrong[half] = __ballot_sync(~0u, mine);
+    }
+    if ((wrong[0] | wrong[1]) == 0) return;
+    __syncwarp();
+    for (int r = 0; r < 16; ++r) {
+      if (((r < 8 ? wrong[0] : wrong[1]) >> (4 * (r % 8)) & 0xf) == 0) continue;
+      careful_row(args, smem.rows, position_of(threadIdx.x / 32 % 4 * 16 + r));
+    }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __grid_constant__ Sm90BackwardArgs args) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+  if (threadIdx.x == 0) {
+    mbarrier_init(smem_address(&smem.rows_full), 1);
+    for (int s = 0; s < kStages; ++s) {
+      mbarrier_init(smem_address(&smem.full[s]), kOfKeys ? 1 + kStatisticsWarps : 1);
+      mbarrier_init(smem_address(&smem.empty[s]), kWarpgroups * 4);
+    }
+    fence_mbarrier_init();
+  }
+  __syncthreads();
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (role == 0) {
+    registers_down<kLoadRegisters>();
+    if (threadIdx.x == 0) load(args, smem);
+    if (kOfKeys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * kStatisticsWarps) load_statistics(args.backward, smem);
+  } else {
+    registers_up<kMathRegisters>();
+    Products products(smem, role - 1);
+    Attend attend{args.backward, smem, products, role - 1};
+    mbarrier_wait(smem_address(&smem.rows_full), 0);
+    attend.begin();
+    attend.run();
+    attend.finish();
+  }
+}
+
+}  // namespace vicus::gpu

@@ -1,0 +1,217 @@
+// The tiles of the backward kernels of sm90: what lies where in shared memory, and the warp that loads it.
+//
+// A block owns rows (a box of keys, or of queries) and meets columns (boxes of the others) one tile after the other. Of
+// rows and columns alike there are the tensors of the first product (query, key) and of the second one (gradient of the
+// output, value). Constants of the prologue, besides those of sm90_boxes.cuh, where kTileQ is the box of rows and kTileKv
+// that of columns: kOfKeys (rows are keys), kSharedBytes.
+#pragma once
+
+#include "sm90_boxes.cuh"
+
+namespace vicus::gpu {
+
+constexpr int kColumns = kKeys;
+constexpr int kStatisticsWarps = kColumns % 96 == 0 ? 3 : kColumns % 64 == 0 ? 2 : 1;
+static_assert(!kOfKeys || kColumns % 32 == 0);
+constexpr bool kOfQueries = !kOfKeys;
+constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
+constexpr int kGradSlabs = (kColumns + kSlab - 1) / kSlab;
+
+// What rows see: the columns of any of them, and those of all.
+__device__ __forceinline__ Span columns_of_any(const Axis& axis, Span rows) {
+  return kOfKeys ? geometry::queries_of(axis, rows) : geometry::hull(axis, rows);
+}
+__device__ __forceinline__ Span columns_of_all(const Axis& axis, Span rows) {
+  return kOfKeys ? geometry::queries_of_all(axis, rows) : geometry::core(axis, rows);
+}
+__device__ __forceinline__ int rows_of(const Axis& axis) { return kOfKeys ? axis.keys : axis.queries; }
+__device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
+
+// What is in a stage.
+struct ColumnTile {
+  KeyWalk walk;
+  TileUse use[kWarpgroups];
+};
+
+// The rows of a block.
+struct RowTile {
+  Cell cell;
+  QueryTile tile;  // of rows, whatever they are
+  int group;       // heads that share a head of keys
+};
+
+struct alignas(1024) Smem {
+  u16 row_first[kWarpgroups][kSlabs][kRows * kSlab];
+  u16 row_second[kWarpgroups][kValueSlabs][kRows * kSlab];
+  u16 first[kStages][kSlabs][kColumns * kSlab];
+  u16 second[kStages][kValueSlabs][kColumns * kSlab];
+  // Gradients of the logits: rows of keys, by warpgroup; columns of queries, 64 in a slab.
+  u16 grad_scores[kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 64];
+  // Of the queries of a stage.
+  float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys ? kColumns : 1];
+  u64 rows_full, full[kStages], empty[kStages];
+  ColumnTile tile[kStages];
+  Box any[kWarpgroups], all[kWarpgroups];  // columns that a warpgroup's rows see
+  Span seen[kWarpgroups][kRows][kRank];    // of each row, per axis
+  RowTile rows;
+  Box met;    // columns that any row of the block sees
+  int tiles;  // of columns, of all heads
+};
+static_assert(sizeof(Smem) <= kSharedBytes);
+
+__device__ __forceinline__ RowTile row_tile(const BackwardArgs& args) {
+  RowTile rows;
+  int block = static_cast<int>(blockIdx.x), at[3] = {0, 0, 0};
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    at[a] = block % args.work.tiles[a];
+    block /= args.work.tiles[a];
+    // The longest first: later queries see more keys, earlier keys are seen by more queries.
+    if (kOfQueries && (kDense || kCausal[a])) at[a] = args.work.tiles[a] - 1 - at[a];
+  }
+  const int heads = kOfKeys ? args.heads_kv : args.heads;
+  rows.group = args.heads / args.heads_kv;
+  rows.tile.head = block % heads;
+  rows.tile.heads = 1;
+  rows.tile.kv_head = kOfKeys ? rows.tile.head : rows.tile.head / rows.group;
+  rows.cell = make_cell(args, cell_place(args, block / heads));
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    rows.tile.box.axis[a] =
+        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], rows_of(rows.cell.grid.axis[a]));
+  }
+  return rows;
+}
+
+// Notes what rows see: those of each warpgroup, and any of the block.
+__device__ __forceinline__ void note_columns(Smem& smem) {
+  const RowTile& rows = smem.rows;
+  for (int w = 0; w < kWarpgroups; ++w) {
+    const Position origin = box_origin(rows.tile, w);
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const Axis& axis = rows.cell.grid.axis[a];
+      const Span box = {origin.at[a], origin.at[a] + box_extent(a)};
+      const Span mine = geometry::intersect(box, rows.tile.box.axis[a]);
+      smem.any[w].axis[a] = columns_of_any(axis, mine);
+      // Rows that are none are masked: memory after the last may hold anything.
+      smem.all[w].axis[a] = mine == box && kBoxRows == kRows ? columns_of_all(axis, mine) : Span{0, 0};
+    }
+  }
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    smem.met.axis[a] = a < kFirstAxis ? Span{0, 1} : columns_of_any(rows.cell.grid.axis[a], rows.tile.box.axis[a]);
+  }
+}
+
+__device__ __forceinline__ int column_tiles(const Box& met, int additional) {
+  int tiles = 1;
+  for (int a = kFirstAxis; a < 3; ++a) tiles *= geometry::ceil_div(geometry::hi(met.axis[a].size(), 0), kTileKv[a]);
+  return kAdditional ? tiles + geometry::ceil_div(additional, kColumns) : tiles;
+}
+
+// The walk over the tiles of columns of a block: of all heads.
+struct ColumnWalk {
+  KeyWalk walk;
+  int head;
+  __device__ __forceinline__ explicit ColumnWalk(const Smem& smem) {
+    const QueryTile& rows = smem.rows.tile;
+    head = kOfKeys ? rows.head * smem.rows.group : rows.kv_head;
+    walk.begin(smem.met);
+  }
+  __device__ __forceinline__ void next(const Smem& smem) {
+    walk.next(smem.met);
+    if (kOfQueries || !walk.additional) return;
+    walk.additional = false;  // it has begun again
+    for (int a = kFirstAxis; a < 3; ++a) walk.origin.at[a] = smem.met.axis[a].begin;
+    ++head;
+  }
+};
+
+// Statistics of the queries of each tile, read a tile ahead. Queries that are none have no weight.
+__device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& smem) {
+  constexpr int kOfThread = kColumns / (32 * kStatisticsWarps);
+  mbarrier_wait(smem_address(&smem.rows_full), 0);
+  const Cell& cell = smem.rows.cell;
+  // Statistics are two floats of each query and head, contiguous: queries and heads are counted, in an int.
+  const auto step = [&](long long of_floats) { return static_cast<int>(of_floats / 2); };
+  const auto column_of = [](int i) { return static_cast<int>(threadIdx.x) - 32 + 32 * kStatisticsWarps * i; };
+  float2 of[kOfThread];
+  const auto fetch = [&](const ColumnWalk& at) {
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      const Position q = key_position(at.walk.origin, column_of(i));
+      const Position token = token_of(cell, q, cell.first_query);
+      int row = cell.batch * step(args.statistics.batch) + at.head * step(args.statistics.head);
+      bool exists = true;
+#pragma unroll
+      for (int a = kFirstAxis; a < 3; ++a) {
+        exists = exists && q.at[a] < cell.grid.axis[a].queries;
+        row += token.at[a] * step(args.statistics.token[a]);
+      }
+      of[i] = {1.0f / 0.0f, 0.0f};
+      if (exists) of[i] = static_cast<const float2*>(args.statistics.data)[row];
+    }
+  };
+  Ring ring;
+  ColumnWalk at(smem);
+  int left = smem.tiles;
+  if (left > 0) fetch(at);
+  while (left > 0) {
+    mbarrier_wait(smem_address(&smem.empty[ring.stage]), ring.phase ^ 1);
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      const int c = column_of(i);
+      smem.lse[ring.stage][c] = of[i].x;
+      smem.delta[ring.stage][c] = of[i].y;
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&smem.full[ring.stage]));
+    at.next(smem);
+    ring.next();
+    if (--left > 0) fetch(at);
+  }
+}
+
+// The one thread that calls the copy engine.
+__device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
+  constexpr int kTokenBytes = kSlab * 2;
+  const BackwardArgs& b = args.backward;
+  smem.rows = row_tile(b);
+  const RowTile& rows = smem.rows;
+  const Cell& cell = rows.cell;
+  note_columns(smem);
+  smem.tiles = rows.tile.box.empty() ? 0 : column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
+  const int first_row = kOfKeys ? cell.first_key : cell.first_query;
+  const int first_column = kOfKeys ? cell.first_query : cell.first_key;
+  const Rows &row_first = kOfKeys ? b.key : b.query, &row_second = kOfKeys ? b.value : b.grad_output;
+  const Rows &first = kOfKeys ? b.query : b.key, &second = kOfKeys ? b.grad_output : b.value;
+  mbarrier_expect(smem_address(&smem.rows_full), kWarpgroups * (kSlabs + kValueSlabs) * kBoxRows * kTokenBytes);
+  for (int w = 0; w < kWarpgroups; ++w) {
+    const Position token = token_of(cell, box_origin(rows.tile, w), first_row);
+    load_box<kSlabs, kRows>(args.row_first, smem.row_first[w][0], smem.rows_full, cell.batch, rows.tile.head,
+                            row_first.head, token);
+    load_box<kValueSlabs, kRows>(args.row_second, smem.row_second[w][0], smem.rows_full, cell.batch, rows.tile.head,
+                                 row_second.head, token);
+  }
+  Ring ring;
+  ColumnWalk at(smem);
+  for (int t = smem.tiles; t > 0; --t) {
+    const u64& full = smem.full[ring.stage];
+    mbarrier_wait(smem_address(&smem.empty[ring.stage]), ring.phase ^ 1);
+    ColumnTile& note = smem.tile[ring.stage];
+    note.walk = at.walk;
+    for (int w = 0; w < kWarpgroups; ++w) note.use[w] = use_of(smem.any[w], smem.all[w], at.walk, b.additional);
+    mbarrier_expect(smem_address(&full), (kSlabs + kValueSlabs) * kColumns * kTokenBytes);
+    const bool more = kAdditional && at.walk.additional;
+    const Position token = more ? at.walk.origin : token_of(cell, at.walk.origin, first_column);
+    load_box<kSlabs, kColumns>(more ? args.additional_first : args.first, smem.first[ring.stage][0], full, cell.batch,
+                               at.head, more ? b.additional_keys.head : first.head, token);
+    load_box<kValueSlabs, kColumns>(more ? args.additional_second : args.second, smem.second[ring.stage][0], full,
+                                    cell.batch, at.head, more ? b.additional_values.head : second.head, token);
+    at.next(smem);
+    ring.next();
+  }
+}
+
+}  // namespace vicus::gpu
