@@ -89,14 +89,14 @@ struct Products {
     wgmma_commit();
   }
   // first_out += dS . columns; dS is in `weights` or, of keys, in shared memory
-  __device__ __forceinline__ void start_first_sums(int stage) {
+  __device__ __forceinline__ void start_first_sums(int stage, int buffer) {
     const u64 columns = operand(0, kColumns * kSlab * 2) + first_at(stage);
     hold(first_out);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kColumns; c += 16) {
       if constexpr (kOfKeys) {
-        const u64 grad = operand(0, 16) + grads_at(c / kSlab) + units(c % kSlab);
+        const u64 grad = operand(0, 16) + grads_at(buffer, c / kSlab) + units(c % kSlab);
         wgmma_first(first_out, grad, columns + units(c * kSlab), 1);
       } else {
         const u32* w = weights + c / 4;
@@ -105,8 +105,8 @@ struct Products {
     }
     wgmma_commit();
   }
-  __device__ __forceinline__ int grads_at(int slab) const {
-    return base + kGrads + (warpgroup * kGradSlabs + slab) * units(kRows * kSlab);
+  __device__ __forceinline__ int grads_at(int buffer, int slab) const {
+    return base + kGrads + ((buffer * kWarpgroups + warpgroup) * kGradSlabs + slab) * units(kRows * kSlab);
   }
 };
 
@@ -118,6 +118,7 @@ struct Attend {
   const int warpgroup;
   float lse[2] = {}, delta[2] = {};  // of the rows, where those are queries
   Ring ring, before;
+  int buffer = 0;        // that the next dS goes to
   bool pending = false;  // dS of the tile at `before` waits for its product
 
   // Rows of this thread: this one and 8 more.
@@ -196,7 +197,7 @@ struct Attend {
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; n += 2) {
-      const u16* slab = smem.grad_scores[warpgroup][n * 8 / kSlab];
+      const u16* slab = smem.grad_scores[buffer][warpgroup][n * 8 / kSlab];
       const int eight = n % 8 + lane / 16;
       u32 four[4];
 #pragma unroll
@@ -205,11 +206,12 @@ struct Attend {
     }
     fence_proxy_async();
     barrier_sync(kGradsReady + warpgroup, kWarpgroupThreads);
+    buffer ^= 1;
   }
 
   // The sums of dS of the tile before.
   __device__ __forceinline__ void finish_pending() {
-    p.start_first_sums(before.stage);
+    p.start_first_sums(before.stage, buffer ^ 1);
     wgmma_wait<0>();
     hold(p.first_out);
     leave(before);
@@ -220,7 +222,7 @@ struct Attend {
   template <bool kPending, bool kMasked>
   __device__ __forceinline__ void step() {
     p.start_first(ring.stage);
-    if constexpr (kPending) p.start_first_sums(before.stage);
+    if constexpr (kPending) p.start_first_sums(before.stage, buffer ^ 1);
     if constexpr (kOfQueries) p.start_second(ring.stage);
     ThreadMask mask;
     if constexpr (kMasked) {

@@ -35,6 +35,11 @@ void check_spans(const Axis& axis, const PairCount& count, const std::string& wh
     const Span want = definition::that_see_any(count, k);
     const Span queries = geometry::queries_of(axis, k);
     ASSERT_TRUE(want.empty() ? queries.empty() : queries == want) << what << " queries of " << k.begin << ".." << k.end;
+    const Span all = geometry::queries_of_all(axis, k);
+    for (int i = 0; i < axis.queries; ++i) {
+      ASSERT_EQ(all.contains(i), count({i, i + 1}, k) == k.size())
+          << what << " queries of all " << k.begin << ".." << k.end;
+    }
     // One span: every query inside it sees some key of k.
     for (int i = want.begin; i < want.end; ++i) ASSERT_GT(count({i, i + 1}, k), 0) << what;
   }

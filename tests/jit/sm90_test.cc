@@ -244,5 +244,96 @@ TEST(Boxes, CallsGoToTheOtherKernelWhereBoxesCannotBeAddressed) {
   EXPECT_TRUE(seen.back().starts_with("launch forward ")) << seen.back();
 }
 
+// Pairs of all tiles of queries in which a warpgroup's box of keys is seen by something, for windows alike from both sides.
+double counted_from_keys(const Plan& plan) {
+  Plan turned = plan;
+  turned.gpu.forward = plan.gpu.backward.keys;
+  std::swap(turned.gpu.forward.tile.extent, turned.gpu.forward.kv_tile);
+  return counted(turned);
+}
+
+TEST(Boxes, GradientsHaveBoxesOfKeysAndOfQueries) {
+  for (const std::int64_t head_dim : {40, 64, 128}) {
+    for (const bool deterministic : {false, true}) {
+      Problem p = problem_of({128, 128}, {.kernel_size = 40}, head_dim);
+      p.heads = 4;
+      PlanOptions options{.gpu = kH100};
+      options.backward.deterministic = deterministic;
+      const Plan plan = choose_plan(p, options);
+      const GpuGradientPlan& g = plan.gpu.backward;
+      ASSERT_EQ(g.keys.family, GpuKernels::warpgroups) << describe(plan);
+      EXPECT_EQ(g.queries.family, GpuKernels::warpgroups);
+      EXPECT_FALSE(g.add_queries) << "as fast without";
+      EXPECT_EQ(g.scratch_bytes, static_cast<std::size_t>(p.batch * p.queries() * p.heads) * 8)
+          << "logsumexp and delta";
+      EXPECT_EQ(plan.gpu.backward_unboxed.add_queries, !deterministic);
+      EXPECT_DOUBLE_EQ(g.keys.work.tile_pairs, counted_from_keys(plan)) << describe(plan);
+      Plan of_queries = plan;
+      of_queries.gpu.forward = g.queries;
+      EXPECT_DOUBLE_EQ(g.queries.work.tile_pairs, counted(of_queries)) << describe(plan);
+    }
+  }
+  const auto portable = [](const Problem& p) {
+    return choose_plan(p, {.gpu = kH100}).gpu.backward.keys.family == GpuKernels::tensor_cores;
+  };
+  EXPECT_TRUE(portable(problem_of({128, 128}, {.kernel_size = 40}, 256))) << "registers";
+  EXPECT_TRUE(portable(problem_of({56, 56}, {.kernel_size = 3}))) << "small windows: tiles compute many pairs in vain";
+  Dense padded;
+  padded.key_lengths = {100, 300};
+  EXPECT_TRUE(portable(dense_problem(1000, 700, padded)));
+  Problem wide = dense_problem(1000, 1000);
+  wide.head_dim = 192;
+  EXPECT_FALSE(portable(wide)) << "192 and 128 fit together";
+}
+
+TEST(Boxes, GradientsGoToTheOtherKernelsWhereBoxesCannotBeAddressed) {
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
+    fake.launches.clear();
+    fake.events.clear();
+  }
+  Problem problem = problem_of({80, 90}, {.kernel_size = 31}, 128);
+  problem.additional_tokens = 3;
+  const Plan plan = choose_plan(problem, {.gpu = kH100});
+  const Problem& p = plan.problem;
+  ASSERT_EQ(plan.gpu.backward.keys.family, GpuKernels::warpgroups);
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor output(p.dtype, p.output_shape()), grad(p.dtype, p.output_shape()),
+      shifted(p.dtype, p.output_shape(), 1);
+  const Tensor logsumexp(DType::float32, p.logsumexp_shape());
+  const Tensor more_keys(p.dtype, p.additional_keys_shape()), more_values(p.dtype, p.additional_values_shape());
+  const Tensor dq(p.dtype, p.query_shape()), dk(p.dtype, p.key_shape()), dv(p.dtype, p.value_shape());
+  const Tensor d_more_keys(p.dtype, p.additional_keys_shape()), d_more_values(p.dtype, p.additional_values_shape());
+  const AttentionInputs in = {.query = query.view,
+                              .key = key.view,
+                              .value = value.view,
+                              .additional_keys = more_keys.view,
+                              .additional_values = more_values.view};
+  const AttentionGradients out = {.query = dq.view,
+                                  .key = dk.view,
+                                  .value = dv.view,
+                                  .additional_keys = d_more_keys.view,
+                                  .additional_values = d_more_values.view};
+  int stream = 0;
+  const auto launched = [&](const Tensor& grad_output) {
+    {
+      const std::lock_guard lock(fake.mutex);
+      fake.events.clear();
+    }
+    backward(plan, in, {.output = output.view, .logsumexp = logsumexp.view, .grad_output = grad_output.view}, out,
+             &stream);
+    const std::lock_guard lock(fake.mutex);
+    std::vector<std::string> names;
+    for (const std::string& event : fake.events) {
+      if (event.starts_with("launch ")) names.push_back(event.substr(7, event.find(' ', 7) - 7));
+    }
+    return names;
+  };
+  EXPECT_EQ(launched(grad), (std::vector<std::string>{"delta", "sm90_backward", "sm90_backward", "backward_keys"}));
+  EXPECT_EQ(launched(shifted), (std::vector<std::string>{"delta", "backward_keys", "backward_keys", "convert"}));
+}
+
 }  // namespace
 }  // namespace vicus
