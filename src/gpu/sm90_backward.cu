@@ -322,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (role == 0) {
     registers_down<kLoadRegisters>();
-    if (threadIdx.x == 0) load(args, smem);
+    if (threadIdx.x < 32) load(args, smem);
     if (kOfKeys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * kStatisticsWarps) load_statistics(args.backward, smem);
   } else {
     registers_up<kMathRegisters>();

@@ -84,25 +84,32 @@ __device__ __forceinline__ RowTile row_tile(const BackwardArgs& args) {
   return rows;
 }
 
-// Notes what rows see: those of each warpgroup, and any of the block.
+// Notes what rows see: those of each warpgroup, and any of the block. By one warp, for what a span of keys is seen by takes
+// long to find: a lane for each span.
 __device__ __forceinline__ void note_columns(Smem& smem) {
+  constexpr int kSpans = (1 + 2 * kWarpgroups) * kRank;
+  static_assert(kSpans <= 32);
   const RowTile& rows = smem.rows;
-  for (int w = 0; w < kWarpgroups; ++w) {
-    const Position origin = box_origin(rows.tile, w);
-#pragma unroll
-    for (int a = kFirstAxis; a < 3; ++a) {
-      const Axis& axis = rows.cell.grid.axis[a];
-      const Span box = {origin.at[a], origin.at[a] + box_extent(a)};
-      const Span mine = geometry::intersect(box, rows.tile.box.axis[a]);
+  const int lane = static_cast<int>(threadIdx.x);
+  const int a = kFirstAxis + lane % kRank, which = lane / kRank - 1, w = which / 2;  // which: -1, of the block
+  if (lane < kSpans) {
+    const Axis& axis = rows.cell.grid.axis[a];
+    const Span block = rows.tile.box.axis[a];
+    const int extent = a == 2 ? box_extent(2) : a == 1 ? box_extent(1) : box_extent(0);
+    const int begin = block.begin + (a == kStackAxis ? w * extent : 0);
+    const Span box = {begin, begin + extent}, mine = geometry::intersect(box, block);
+    if (which < 0) {
+      smem.met.axis[a] = columns_of_any(axis, block);
+    } else if (which % 2 == 0) {
       smem.any[w].axis[a] = columns_of_any(axis, mine);
+    } else {
       // Rows that are none are masked: memory after the last may hold anything.
       smem.all[w].axis[a] = mine == box && kBoxRows == kRows ? columns_of_all(axis, mine) : Span{0, 0};
     }
+  } else if (kRank < 3 && lane == 31) {
+    for (int other = 0; other < kFirstAxis; ++other) smem.met.axis[other] = {0, 1};
   }
-#pragma unroll
-  for (int a = 0; a < 3; ++a) {
-    smem.met.axis[a] = a < kFirstAxis ? Span{0, 1} : columns_of_any(rows.cell.grid.axis[a], rows.tile.box.axis[a]);
-  }
+  __syncwarp();
 }
 
 __device__ __forceinline__ int column_tiles(const Box& met, int additional) {
@@ -174,14 +181,16 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
   }
 }
 
-// The one thread that calls the copy engine.
+// One warp, whose first lane calls the copy engine.
 __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
   constexpr int kTokenBytes = kSlab * 2;
   const BackwardArgs& b = args.backward;
-  smem.rows = row_tile(b);
+  if (threadIdx.x == 0) smem.rows = row_tile(b);
+  __syncwarp();
+  note_columns(smem);
+  if (threadIdx.x != 0) return;
   const RowTile& rows = smem.rows;
   const Cell& cell = rows.cell;
-  note_columns(smem);
   smem.tiles = rows.tile.box.empty() ? 0 : column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
   const int first_row = kOfKeys ? cell.first_key : cell.first_query;
   const int first_column = kOfKeys ? cell.first_query : cell.first_key;
