@@ -37,9 +37,10 @@ struct AttentionInputs {
 };
 
 /// Computes `output` [B, *X, H, Dv] and, if present, `logsumexp` [B, *X, H] (natural logarithm; float32, or float64 when
-/// the problem is float64). Engine sm80: all tensors are device memory, and the work is queued on `stream` (a cudaStream_t
-/// or CUstream of their device). Lists that a problem itself holds (Dense::key_lengths, ...) are copied to the device by
-/// every call, which cannot be captured into a CUDA graph: see `Dense::device`.
+/// the problem is float64). Engines sm80 and sm90: all tensors are device memory, and the work is queued on `stream`, a
+/// cudaStream_t or CUstream of their device: of the thread's context if that is one of this device, else of the primary
+/// context. Lists that a problem itself holds (Dense::key_lengths, ...) are copied to the device by every call, which
+/// cannot be captured into a CUDA graph: see `Dense::device`.
 VICUS_API void forward(const Plan& plan, const AttentionInputs& inputs, const TensorView& output,
                        const TensorView& logsumexp = {}, void* stream = nullptr);
 
