@@ -69,11 +69,16 @@ TEST_F(Memory, OfAnotherDeviceThanTheThreads) {
 }
 
 TEST_F(Memory, OutlivesTheDriverInPeace) {
+  const void* data = nullptr;
   {
     const DeviceMemory memory(8);
+    data = memory.data();
     fail_next("cuCtxPushCurrent_v2");
   }
   EXPECT_EQ(blocks() - blocks_before, 1U);
+  fail_next("");
+  const jit::ContextGuard guard(0);
+  EXPECT_EQ(jit::driver().cuMemFree(reinterpret_cast<jit::CUdeviceptr>(data)), 0);
 }
 
 }  // namespace
