@@ -150,10 +150,11 @@ def plot(history: History, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot(history.step, history.train, marker=".", label="training text, since the point before")
+    axes.plot(history.step, history.train, marker=".", label="training text, mean since the point before")
     axes.plot(history.step, history.test, marker=".", label="test text")
-    axes.set(xlabel="step", ylabel="bits per character", ylim=(0, None))
-    axes.legend()
+    axes.set(title="Next character of Python's manual", xlabel="step", ylabel="bits per character", xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
