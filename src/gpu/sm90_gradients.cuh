@@ -47,7 +47,7 @@ struct alignas(1024) Smem {
   u16 second[kStages][kValueSlabs][kColumns * kSlab];
   // Gradients of the logits: rows of keys, by warpgroup; columns of queries, 64 in a slab. Two, so that all warps are done
   // with one before any writes it again.
-  u16 grad_scores[2][kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 64];
+  u16 grad_scores[2][kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 8];
   // Of the queries of a stage.
   float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys ? kColumns : 1];
   u64 rows_full, full[kStages], empty[kStages];
