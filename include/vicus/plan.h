@@ -134,7 +134,7 @@ struct GpuKernelPlan {
   /// the tile's rows in their order and meet all its keys.
   std::array<int, 3> warp_tile{}, warp_keys{};
   int turns = 1;                  ///< tiles along the heads that a block computes one after the other
-  int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows; without tensor cores 4 * thread_rows
+  int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows; of plain kernels 4 * thread_rows
   int thread_rows = 0;            ///< plain
   int depth = 0, wide = 0;        ///< plain: features of a first product and of a second one that are taken at a time
   int stages = 0;                 ///< tiles in flight

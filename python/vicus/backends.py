@@ -81,8 +81,8 @@ def gpu_refuses(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) 
 
     Returns:
         The reason; empty when it computes it: every dtype and head dims up to 512, as the core says, on devices of
-        compute capability 8.0 or more. float32 and float64 are computed exactly, whatever PyTorch's switch for TF32
-        says.
+        compute capability 8.0 or more. float32 and float64 are computed in their own precision, whatever PyTorch's
+        switch for TF32 says.
     """
     if capability < (8, 0):
         return f"compute capability is {capability}; engine sm80 needs (8, 0) or more"

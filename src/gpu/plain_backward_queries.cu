@@ -1,4 +1,4 @@
-// Gradient of the queries without tensor cores, one block per tile of queries over the key tiles of its hull, without
+// Gradient of the queries by a plain kernel, one block per tile of queries over the key tiles of its hull, without
 // atomics: dq = scale * sum over keys of ds * key (plain_gradients.cuh).
 //
 // Rows that fit into a tile stay in shared memory, and what one product needs is loaded during the other; longer rows go
@@ -63,10 +63,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cp_async_commit();
   };
 
-  QueryNumbers numbers[kThreadRows];
+  QueryNumbers numbers[kLaneRows];
   const Placed lse = place(args.logsumexp, cell, cell.first_query), delta = place(plain.delta, cell, cell.first_query);
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
     const Position p = row_at(block, row_of(i));
     numbers[i] = {0, 0};
     if (row_is(block, row_of(i), p)) numbers[i] = numbers_of(plain, lse, delta, p, row_head(block, row_of(i)));
@@ -90,11 +90,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       if (kResident) {  // in flight: values, then keys
         cp_async_wait<1>();
         __syncthreads();
-        multiply_rows(smem.grad_output, smem.value, products);
+        multiply_rows(smem.grad_output, smem.value, careful, products);
         cp_async_wait<0>();
         __syncthreads();
         if (t + 1 < tiles) load_values(next, 0);
-        multiply_rows(smem.query, smem.key, scores);
+        multiply_rows(smem.query, smem.key, careful, scores);
       } else {
         for (int part = 0; part < kPartsV; ++part) {
           __syncthreads();
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
           load_values(walk, part * kDepth);
           cp_async_wait<0>();
           __syncthreads();
-          multiply_rows(smem.grad_output, smem.value, products);
+          multiply_rows(smem.grad_output, smem.value, careful, products);
         }
         for (int part = 0; part < kParts; ++part) {
           __syncthreads();
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
           load_keys(walk, part * kDepth);
           cp_async_wait<0>();
           __syncthreads();
-          multiply_rows(smem.query, smem.key, scores);
+          multiply_rows(smem.query, smem.key, careful, scores);
         }
         __syncthreads();
         load_keys(walk, first_wide);
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const Placed grads = place(plain.grad_query, cell, cell.first_query);
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
     out.scale_row(i, static_cast<Acc>(plain.scale));
     const Position p = row_at(block, row_of(i));
     if (!row_is(block, row_of(i), p)) continue;

@@ -1,5 +1,4 @@
-// Attention forward without tensor cores: exact products in float32 (float64 for float64 storage) for any storage type and
-// any head dims. One block per tile of queries, over the key tiles of its hull; online softmax in powers of two.
+// Attention forward in float32 (float64 for float64 storage) for any storage type and any head dims (plain.cuh). One block per tile of queries, over the key tiles of its hull; online softmax in powers of two.
 //
 // Keys of the next tile are loaded while values are multiplied, values while keys are. A head_dim above kDepth is
 // multiplied in parts; a head_dim_v above kWide is cut into slices, a block each (blockIdx.y). If a result is not finite,
@@ -24,9 +23,9 @@ struct Smem {
 static_assert(sizeof(Smem) <= kSharedBytes);
 
 struct Softmax {
-  Acc top[kThreadRows], sum[kThreadRows];
+  Acc top[kLaneRows], sum[kLaneRows];
   __device__ __forceinline__ void begin() {
-    for (int i = 0; i < kThreadRows; ++i) {
+    for (int i = 0; i < kLaneRows; ++i) {
       top[i] = -kInfinity;
       sum[i] = 0;
     }
@@ -34,7 +33,7 @@ struct Softmax {
   // Logits to weights; sums so far are scaled to the new maximum.
   __device__ __forceinline__ void step(Scores& scores, bool careful, WideSums& out) {
 #pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
+    for (int i = 0; i < kLaneRows; ++i) {
       Acc most = top[i];
 #pragma unroll
       for (int j = 0; j < kThreadCols; ++j) most = larger(most, scores[i][j]);
@@ -115,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
           load_columns<kWide, kHeadDimV>(values, block, walk, args.additional, first_wide, smem.value);
           cp_async_commit();
         }
-        multiply_rows(smem.query, smem.key, scores);
+        multiply_rows(smem.query, smem.key, careful, scores);
       }
       const bool whole = whole_tile(block, smem.views, walk, args.additional);
       make_logits(args, static_cast<Acc>(plain.scale_log2), block, walk, smem.views, whole, scores);
@@ -133,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const Placed output = place(args.output, cell, cell.first_query);
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
     const Acc sum = sum_over<kColLanes>(softmax.sum[i]);
     out.scale_row(i, sum == 0 ? 0 : 1 / sum);
     const int r = row_of(i);

@@ -35,7 +35,7 @@ __device__ __forceinline__ void make_gradients(const NumbersOf& numbers, bool ca
                                                Scores& products) {
   const Acc nothing = careful ? hidden_weight<Acc>() : 0;
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
 #pragma unroll
     for (int j = 0; j < kThreadCols; ++j) {
       const QueryNumbers q = numbers(i, j);

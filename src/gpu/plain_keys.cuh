@@ -1,4 +1,4 @@
-// Gradients of keys and values without tensor cores, one block per tile of keys (or additional tokens) of one key/value
+// Gradients of keys and values by plain kernels, one block per tile of keys (or additional tokens) of one key/value
 // head, over the queries that see it, of all heads of its group; without atomics (plain_gradients.cuh):
 //   dv = sum over queries of p * grad_output,  dk = scale * sum of ds * query
 // Long rows and results that are not finite as in plain_backward_queries.cu; slices (blockIdx.y) cut both gradients.
@@ -85,10 +85,10 @@ __device__ __forceinline__ void add_cell(const PlainBackwardArgs& plain, Block& 
         cp_async_wait<1>();
         __syncthreads();
         if (c < kCols) smem.numbers[c] = mine;
-        multiply_rows(smem.value, smem.grad_output, products);
+        multiply_rows(smem.value, smem.grad_output, careful, products);
         cp_async_wait<0>();
         __syncthreads();
-        multiply_rows(smem.key, smem.query, scores);
+        multiply_rows(smem.key, smem.query, careful, scores);
       } else {
         for (int part = 0; part < kPartsV; ++part) {
           __syncthreads();
@@ -97,7 +97,7 @@ __device__ __forceinline__ void add_cell(const PlainBackwardArgs& plain, Block& 
           load_grads(walk, part * kDepth);
           cp_async_wait<0>();
           __syncthreads();
-          multiply_rows(smem.value, smem.grad_output, products);
+          multiply_rows(smem.value, smem.grad_output, careful, products);
         }
         for (int part = 0; part < kParts; ++part) {
           __syncthreads();
@@ -105,7 +105,7 @@ __device__ __forceinline__ void add_cell(const PlainBackwardArgs& plain, Block& 
           load_queries(walk, part * kDepth);
           cp_async_wait<0>();
           __syncthreads();
-          multiply_rows(smem.key, smem.query, scores);
+          multiply_rows(smem.key, smem.query, careful, scores);
         }
         __syncthreads();
         load_grads(walk, first_wide);
@@ -137,7 +137,7 @@ __device__ __forceinline__ void store_gradients(const PlainBackwardArgs& plain, 
                                                 WideSums& grad_key, const WideSums& grad_value) {
   const int first_wide = blockIdx.y * kWide;
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
     grad_key.scale_row(i, static_cast<Acc>(plain.scale));
     const Position p = row_at(block, row_of(i));
     if (!row_is(block, row_of(i), p)) continue;

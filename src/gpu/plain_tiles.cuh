@@ -13,12 +13,12 @@
 namespace vicus::gpu {
 
 constexpr int kColCount = kRowsAreKeys ? kTileHeads * kPositions : kKeys;
-constexpr int kThreadCols = (kColCount + kColLanes - 1) / kColLanes;
-constexpr int kCols = kThreadCols * kColLanes;
+constexpr int kCols = (kColCount + 7) / 8 * 8;
+constexpr int kThreadCols = kCols / kColLanes;
 
 static_assert(kRows >= (kRowsAreKeys ? kKeys : kTileHeads * kPositions));
 
-using Scores = Acc[kThreadRows][kThreadCols];
+using Scores = Acc[kLaneRows][kThreadCols];
 
 struct Block {
   Cell cell;
@@ -167,7 +167,7 @@ __device__ __forceinline__ void keep_loads_here() { asm volatile("" ::: "memory"
 __device__ __forceinline__ void make_logits(const ForwardArgs& args, Acc scale, const Block& block, const ColWalk& walk,
                                             const Views& views, bool whole, Scores& scores) {
 #pragma unroll
-  for (int i = 0; i < kThreadRows; ++i) {
+  for (int i = 0; i < kLaneRows; ++i) {
 #pragma unroll
     for (int j = 0; j < kThreadCols; ++j) scores[i][j] *= scale;
   }
@@ -184,7 +184,7 @@ __device__ __forceinline__ void make_logits(const ForwardArgs& args, Acc scale, 
     long long bias_part = 0;
     if (kBiasKind != kBiasNone) bias_part = kRowsAreKeys ? query_bias(args, block, col, c) : key_bias(args, col);
 #pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
+    for (int i = 0; i < kLaneRows; ++i) {
       const int r = row_of(i);
       bool sees = counts;
       if (!more_keys) {

@@ -140,7 +140,7 @@ class Search {
   [[nodiscard]] GpuKernelPlan kernel_of(const PlainShape& shape) const {
     GpuKernelPlan k;
     k.family = GpuKernels::plain;
-    k.warps = 4;
+    k.warps = shape.warps;
     k.stages = 1;
     k.thread_rows = shape.thread_rows;
     k.blocks_per_multiprocessor = shape.blocks;
@@ -251,10 +251,10 @@ GpuKernelPlan search(const Plan& plan, Kernel kernel) {
   return found;
 }
 
-/// Why tensor cores compute no kernel of the problem; empty where they may.
-std::string without_tensor_cores(const Problem& p) {
+/// Why the problem is one for plain kernels; empty where it is not.
+std::string plain_reason(const Problem& p) {
   if (p.dtype == DType::float32 || p.dtype == DType::float64) {
-    return std::string(dtype_name(p.dtype)) + " is computed exactly";
+    return std::string(dtype_name(p.dtype)) + " is computed in its own precision";
   }
   if (std::max(p.head_dim, p.head_dim_v) <= kMostHeadDim) return "";
   return "tensor cores take head_dim and head_dim_v up to " + std::to_string(kMostHeadDim) + ", they are " +
@@ -349,7 +349,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     throw Unsupported("engine sm90 needs compute capability 9.0, the device has " + std::to_string(g.device.major) +
                       "." + std::to_string(g.device.minor));
   }
-  g.reason = without_tensor_cores(p);
+  g.reason = plain_reason(p);
   const bool possible = g.reason.empty();
   if (possible) g.forward = search(plan, Kernel::forward, kForward);
   if (g.forward.tile.rows == 0) {
@@ -367,7 +367,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward.keys = search(plan, Kernel::plain_keys);
     g.backward.scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
-  if (!g.reason.empty()) log(LogLevel::info, "kernels without tensor cores: " + g.reason);
+  if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
 }
 

@@ -73,35 +73,40 @@ inline constexpr Shape kBackwardKeysAdding[] = {
 };
 inline constexpr int kMostHeadDim = 256;
 
-/// A way to build a kernel without tensor cores, for head dims up to `head_dim`; `Shape` explains the rest. Head dims up to
-/// `whole` are multiplied in one piece, longer ones `part` features at a time, and give `wide_part` of results at a time.
+/// A way to build a plain kernel, for head dims up to `head_dim`; `Shape` explains the rest. Head dims up to `whole` are
+/// multiplied in one piece, longer ones `part` features at a time, and give `wide_part` of results at a time.
 struct PlainShape {  // NOLINT(clang-analyzer-optin.performance.Padding): as above
-  int head_dim, thread_rows, most_queries, most_keys, blocks;
+  int head_dim, warps, thread_rows, most_queries, most_keys, blocks;
   double slowness;
   int whole, part, wide_part;
   int most_rank = 3;  ///< positions of more axes, biases and additional tokens take registers
   bool biased_or_more = true;
 };
-/// By bytes of storage. Slowness: by the counts of shared memory reads, not measured yet.
+/// By bytes of storage. The last ones need least registers and shared memory.
 inline constexpr PlainShape kPlainForward32[] = {
-    {64, 8, 128, 64, 2, 1.0, 128, 64, 128, 1},
-    {64, 8, 128, 32, 2, 1.1, 128, 64, 128, 2},
-    {64, 4, 64, 64, 3, 1.3, 128, 64, 128, 1},
-    {64, 4, 64, 64, 2, 1.35, 128, 64, 128},
-    {128, 8, 128, 32, 1, 1.15, 128, 64, 128, 1, false},
-    {128, 4, 64, 64, 1, 1.35, 128, 64, 128},
-    {kMostPlainHeadDim, 4, 64, 64, 1, 1.7, 64, 64, 128},
+    {64, 4, 8, 128, 64, 2, 1.0, 128, 64, 128, 1, false},   {64, 4, 8, 128, 32, 2, 1.08, 128, 64, 128, 2},
+    {64, 4, 4, 64, 64, 3, 1.35, 128, 64, 128, 1},          {64, 4, 4, 64, 64, 2, 1.4, 128, 64, 128},
+    {128, 8, 4, 128, 64, 1, 1.15, 128, 64, 128, 3, false}, {128, 4, 4, 64, 32, 2, 1.4, 128, 64, 128, 3, false},
+    {128, 4, 4, 64, 32, 1, 1.5, 128, 64, 128, 2},          {kMostPlainHeadDim, 4, 4, 64, 64, 1, 1.9, 64, 64, 128},
+    {kMostPlainHeadDim, 4, 4, 64, 32, 1, 2.5, 64, 64, 64},
 };
-inline constexpr PlainShape kPlainForward16[] = {{128, 4, 64, 64, 1, 1.0, 128, 64, 128},
-                                                 {kMostPlainHeadDim, 4, 64, 64, 1, 1.3, 64, 64, 128}};
-inline constexpr PlainShape kPlainForward64[] = {{kMostPlainHeadDim, 4, 64, 32, 1, 1.0, 64, 32, 64}};
-inline constexpr PlainShape kPlainQueries[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
-                                               {128, 4, 64, 32, 1, 1.0, 128, 64, 64},
-                                               {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
-inline constexpr PlainShape kPlainKeys[] = {{64, 4, 64, 64, 1, 1.0, 64, 64, 64},
-                                            {128, 2, 32, 32, 1, 1.2, 128, 64, 64},
-                                            {kMostPlainHeadDim, 4, 64, 64, 1, 1.5, 64, 64, 64}};
-inline constexpr PlainShape kPlainGradients64[] = {{kMostPlainHeadDim, 2, 32, 32, 1, 1.0, 64, 32, 32}};
+inline constexpr PlainShape kPlainForward16[] = {{128, 4, 4, 64, 64, 1, 1.0, 128, 64, 128},
+                                                 {kMostPlainHeadDim, 4, 4, 64, 64, 1, 1.3, 64, 64, 128},
+                                                 {kMostPlainHeadDim, 4, 4, 64, 32, 1, 1.7, 64, 64, 64}};
+inline constexpr PlainShape kPlainForward64[] = {{kMostPlainHeadDim, 4, 4, 64, 32, 1, 1.0, 64, 32, 64}};
+inline constexpr PlainShape kPlainQueries[] = {{64, 4, 8, 128, 32, 2, 1.0, 64, 64, 64, 1, false},
+                                               {64, 4, 4, 64, 64, 2, 1.13, 64, 64, 64, 1, false},
+                                               {64, 4, 4, 64, 32, 2, 1.2, 64, 64, 64},
+                                               {128, 4, 4, 64, 32, 1, 1.1, 128, 64, 64, 3, false},
+                                               {128, 4, 4, 64, 32, 1, 1.1, 128, 64, 64, 2},
+                                               {kMostPlainHeadDim, 8, 4, 128, 32, 1, 1.5, 128, 128, 128, 1, false},
+                                               {kMostPlainHeadDim, 4, 4, 64, 32, 1, 2.2, 64, 64, 64}};
+inline constexpr PlainShape kPlainKeys[] = {{64, 4, 4, 64, 64, 2, 1.0, 64, 64, 64, 1, false},
+                                            {64, 4, 4, 32, 64, 2, 1.12, 64, 64, 64},
+                                            {128, 4, 4, 32, 64, 1, 1.1, 128, 64, 64, 1, false},
+                                            {kMostPlainHeadDim, 8, 4, 32, 128, 1, 1.5, 128, 128, 128, 1, false},
+                                            {kMostPlainHeadDim, 4, 4, 32, 64, 1, 2.2, 64, 64, 64}};
+inline constexpr PlainShape kPlainGradients64[] = {{kMostPlainHeadDim, 4, 2, 32, 32, 1, 1.0, 64, 32, 32}};
 
 inline std::span<const PlainShape> plain_shapes(Kernel kernel, DType dtype) {
   if (dtype == DType::float64) {

@@ -223,12 +223,12 @@ const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
 // plain_tiles.cuh: columns go to threads in groups of 8, rows are padded by 16 bytes.
 int plain_bytes(const Spec& s) {
   const bool of_keys = s.kernel == Kernel::plain_keys || s.kernel == Kernel::plain_additional;
-  const int number = accumulator_bytes(s.dtype), pad = 16 / number;
+  const int number = accumulator_bytes(s.dtype), pad = number == 4 ? 8 : 2;
   const int rows = s.rows(), columns = ceil_div(of_keys ? s.queries() : s.keys(), 8) * 8;
   const int depth = s.depth + pad, wide = s.wide + pad;
   constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes;
   const int views = 8 * (s.bias_kind == BiasKind::none ? 1 : rows) + (rows + 2) * kBoxBytes;
-  const int weights = rows * (columns + 8);
+  const int weights = rows * (columns + (number == 4 ? 4 : 8));
   if (s.kernel == Kernel::plain_forward) {
     return number * (rows * depth + columns * (depth + wide) + weights) + views;
   }

@@ -14,7 +14,7 @@ namespace vicus::gpu {
 
 /// What is computed; spec.cc has the texts.
 enum class Kernel : std::uint8_t {
-  // With tensor cores; `additional` is the text of `keys`, of additional tokens.
+  // Of half precision, with tensor cores; `additional` is the text of `keys`, of additional tokens.
   forward,
   delta,
   queries,
@@ -29,7 +29,7 @@ enum class Kernel : std::uint8_t {
   unfused_tile_scores,
   unfused_tile_to_queries,  // one text for these two
   unfused_tile_to_keys,
-  // Without.
+  // Plain: of any type and head dim.
   plain_forward,
   plain_delta,
   plain_queries,
@@ -82,7 +82,7 @@ struct Spec {
   // query gradients are summed with atomics on the way.
   int chunk = 16, splits = 1;
   bool hold = true, add_queries = false;
-  // Without tensor cores: rows of a thread, features that a first product takes at a time, and those of a second one.
+  // Plain: a quarter of the rows of a warp, features that a first product takes at a time, and those of a second one.
   int thread_rows = 0, depth = 0, wide = 0;
   int lanes = 0;  // merge: of a row
   // Boxes: the axis along which warpgroups' boxes lie side by side, whether warpgroups take turns, and whether several

@@ -82,7 +82,7 @@ std::vector<Case> cases() {
   return list;
 }
 
-// Problems for kernels without tensor cores: other dtypes, long head dims.
+// Problems for plain kernels: other dtypes, long head dims.
 std::vector<Case> plain_cases() {
   std::vector<Case> list;
   constexpr DType kAll[] = {DType::float32, DType::float64, DType::bfloat16, DType::float16};

@@ -1,4 +1,4 @@
-"""Attention on a GPU without tensor cores: float32, float64, and half precision with head dims beyond 256; forward and
+"""Attention on a GPU by plain kernels: float32, float64, and half precision with head dims beyond 256; forward and
 backward against the oracle, and what is particular to these kernels."""
 
 import math
@@ -137,7 +137,7 @@ def test_bits_are_the_same_in_every_run(dtype):
             assert all(torch.equal(x, again[name]) for name, x in gradients.items())
 
 
-def test_float32_is_exact_whatever_the_switch_for_tf32_says():
+def test_float32_is_the_same_whatever_the_switch_for_tf32_says():
     inputs = [randn(1, 200, 2, 64, dtype=torch.float32) for _ in range(3)]
     exact, before = attend(inputs), torch.backends.cuda.matmul.allow_tf32
     try:

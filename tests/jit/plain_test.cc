@@ -1,4 +1,4 @@
-// Calls that need no tensor cores, on a driver that only keeps a record: which kernels are launched, on what grids, with
+// Calls of plain kernels, on a driver that only keeps a record: which kernels are launched, on what grids, with
 // what arguments.
 #include <gtest/gtest.h>
 
@@ -108,12 +108,12 @@ struct Data {
   AttentionInputs inputs;
 };
 
-TEST_F(PlainCalls, Float32IsComputedExactly) {
+TEST_F(PlainCalls, Float32IsComputedInItsOwnPrecision) {
   const Problem p = dense(DType::float32, 3, 1000, 777, 64);
   const Plan plan = plan_of(p);
   EXPECT_EQ(plan.gpu.forward.family, GpuKernels::plain);
   EXPECT_EQ(plan.gpu.backward.keys.family, GpuKernels::plain);
-  EXPECT_NE(plan.gpu.reason.find("float32 is computed exactly"), std::string::npos) << plan.gpu.reason;
+  EXPECT_NE(plan.gpu.reason.find("float32 is computed in its own precision"), std::string::npos) << plan.gpu.reason;
   EXPECT_NE(describe(plan).find("forward  plain, query tile"), std::string::npos) << describe(plan);
   const Data data(p);
   record<gpu::PlainForwardArgs>();
@@ -121,7 +121,8 @@ TEST_F(PlainCalls, Float32IsComputedExactly) {
   ASSERT_EQ(names(), std::vector<std::string>{"plain_forward"});
   const FakeLaunch launch = launches()[0];
   const QueryTile& tile = plan.gpu.forward.tile;
-  expect_grid(launch, ceil_div(1000, tile.extent[2]) * 2 * ceil_div(2, tile.heads) * 3, 1, 128);
+  expect_grid(launch, ceil_div(1000, tile.extent[2]) * 2 * ceil_div(2, tile.heads) * 3, 1,
+              32U * static_cast<unsigned>(plan.gpu.forward.warps));
   EXPECT_EQ(launch.shared, static_cast<unsigned>(plan.gpu.forward.shared_bytes));
   const auto args = args_of<gpu::PlainForwardArgs>(launch);
   EXPECT_EQ(args.scale_log2, 0.125 * std::numbers::log2e);
