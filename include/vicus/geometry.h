@@ -101,7 +101,7 @@ VICUS_GEOM Span window(const Axis& a, int p) {
   const int group = p / a.step * a.step;
   const int leader = lo(group + (a.causal ? a.step - 1 : a.step / 2), a.keys - 1);
   if (a.causal) return {hi(leader - a.win + 1, 0), p + 1};
-  const int begin = clamp(leader - a.win / 2, 0, hi(a.keys - a.win, 0));
+  const int begin = lo(hi(leader - a.win / 2, 0), hi(a.keys - a.win, 0));
   return {begin, lo(begin + a.win, a.keys)};
 }
 
@@ -120,14 +120,17 @@ VICUS_GEOM Span core(const Axis& a, Span q) {
 /// Queries that see at least one key of `k`: bisection over the two monotone ends of `window`.
 VICUS_GEOM Span queries_of(const Axis& a, Span k) {
   if (k.empty()) return {0, 0};
-  int first = 0, past = a.queries;  // first query whose window ends after k.begin
+  // In a neighborhood, a query is less than `near` away from every key that it sees.
+  const int near = a.win + a.step;
+  int first = a.band ? 0 : hi(k.begin - near, 0);
+  int past = a.band ? a.queries : lo(k.begin + near, a.queries);  // first query whose window ends after k.begin
   while (first < past) {
     const int mid = first + (past - first) / 2;
     if (window(a, mid).end > k.begin) past = mid;
     else first = mid + 1;
   }
   int last = first;  // first query from there whose window begins at or after k.end
-  past = a.queries;
+  past = a.band ? a.queries : lo(k.end + near, a.queries);
   while (last < past) {
     const int mid = last + (past - last) / 2;
     if (window(a, mid).begin >= k.end) past = mid;

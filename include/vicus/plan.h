@@ -130,8 +130,9 @@ struct GpuKernelPlan {
   GpuKernels family = GpuKernels::tensor_cores;
   QueryTile tile;
   std::array<int, 3> kv_tile{};  ///< keys per axis that are loaded together
-  /// Small windows: the box of queries that a warp owns, and the box of keys that it meets of each tile. Zeros: warps share
-  /// the tile's rows in their order and meet all its keys.
+  /// Small windows: the box of queries that a warp owns, and the box of keys that it meets of each tile; of a kernel with a
+  /// block per key tile, the box of queries that it meets, and that of keys that it owns. Zeros: warps share the tile's
+  /// rows in their order and meet all of the others.
   std::array<int, 3> warp_tile{}, warp_keys{};
   int turns = 1;                  ///< tiles along the heads that a block computes one after the other
   int warps = 0, row_blocks = 0;  ///< a warp has 16 * row_blocks rows; of plain kernels 4 * thread_rows

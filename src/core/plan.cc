@@ -62,7 +62,7 @@ std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
                 kernel.tile.heads, extent_text(kernel.kv_tile, rank).c_str(), kernel.tile.rows, kernel.warps,
                 kernel.stages) +
          (kernel.warp_tile[0] > 0
-              ? format("         a warp has %s queries and meets %s keys of a tile\n",
+              ? format("         a warp takes %s queries and %s keys of a tile\n",
                        extent_text(kernel.warp_tile, rank).c_str(), extent_text(kernel.warp_keys, rank).c_str())
               : std::string()) +
          (kernel.key_parts > 1 ? format("         keys in %d parts, merged afterwards\n", kernel.key_parts)

@@ -30,15 +30,15 @@ class AxisSums {
   double visits(const Extent& q, const Extent& kv) {
     return total([&](std::size_t f, int a) { return axis(f, a, q, kv).second; });
   }
-  /// Pairs of a warp with the box `warp` of a tile `q` and a key tile of the tile's hull.
+  /// Pairs of a warp with the box `warp` of a tile `q` and a key tile `kv` of the tile's hull.
   double meetings(const Extent& q, const Extent& warp, const Extent& kv) {
     return total([&](std::size_t f, int a) { return axis_meetings(f, a, q, warp, kv); });
   }
-  /// Most keys per axis that a box of `q` queries sees.
-  Extent widest_hull(const Extent& q) {
+  /// Most keys per axis that a box of `own` queries sees; or, `of_keys`, most queries that see a box of `own` keys.
+  Extent widest_hull(const Extent& own, bool of_keys) {
     Extent widest{1, 1, 1};
     for (std::size_t f = 0; f < families_.size(); ++f) {
-      for (std::size_t a = 0; a < widest.size(); ++a) widest[a] = std::max(widest[a], axis_hull(f, a, q[a]));
+      for (std::size_t a = 0; a < widest.size(); ++a) widest[a] = std::max(widest[a], axis_hull(f, a, own[a], of_keys));
     }
     return widest;
   }
@@ -93,13 +93,15 @@ class AxisSums {
     }
     return place->second;
   }
-  int axis_hull(std::size_t f, std::size_t a, int q) {
-    const auto [place, added] = known_hulls_.try_emplace({f, a, q});
+  int axis_hull(std::size_t f, std::size_t a, int own, bool of_keys) {
+    const auto [place, added] = known_hulls_.try_emplace({f, a, own, of_keys});
     if (added) {
       for (const auto& c : families_[f].axes[a]) {
-        for (int first = 0; first < c.axis.queries; first += q) {
-          const int end = geometry::lo(first + q, c.axis.queries);
-          place->second = std::max(place->second, geometry::hull(c.axis, {first, end}).size());
+        const int count = of_keys ? c.axis.keys : c.axis.queries;
+        for (int first = 0; first < count; first += own) {
+          const geometry::Span box = {first, geometry::lo(first + own, count)};
+          place->second = std::max(place->second,
+                                   (of_keys ? geometry::queries_of(c.axis, box) : geometry::hull(c.axis, box)).size());
         }
       }
     }
@@ -109,7 +111,7 @@ class AxisSums {
   const std::vector<Family>& families_;
   std::map<std::tuple<std::size_t, int, int, int>, std::pair<double, double>> known_;
   std::map<std::tuple<std::size_t, int, int, int, int>, double> known_meetings_;
-  std::map<std::tuple<std::size_t, std::size_t, int>, int> known_hulls_;
+  std::map<std::tuple<std::size_t, std::size_t, int, bool>, int> known_hulls_;
 };
 
 }  // namespace vicus::gpu

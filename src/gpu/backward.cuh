@@ -1,7 +1,7 @@
 // What the backward kernels share. With P = 2^(S - lse), dP = dO Vt, dS = P * (dP - delta), where delta = sum_f dO O -
 // dlse (Dao 2022, algorithm 4; Dao 2023): dV = Pt dO, dK = scale dSt Q, dQ = scale dS K.
 //
-// Warps own 16 * kRowBlocks resident rows (keys, or queries) and meet the others as columns, kChunk at a time: S and dP
+// Warps own 16 * kRowBlocks rows (keys, or queries) and meet the others as columns, kChunk at a time: S and dP
 // of a chunk become P and dS in the registers where they are, which are operand A of the sums over columns as they lie.
 // So weights never go through shared memory, but between warps that share rows, or where a product needs them
 // transposed.
@@ -11,7 +11,8 @@
 // is added column by column, with unseen pairs left out (`add_seen`): nothing is done twice, and chunks that every row
 // sees need no care.
 //
-// Constants of the prologue: those of the forward kernel, kChunk, kHold (resident operands stay in registers).
+// Constants of the prologue: those of products.cuh, kStages, kMinBlocks, kSharedBytes, kHold (resident operands stay in
+// registers; where warps meet parts of tiles, they always do).
 //
 // Tiles. Compiled by NVRTC 12.8 for sm_80, sm_90 and sm_120 (2026-11-22), these have no stack and no spills; KiB are
 // those of shared memory with two stages. Larger head dims do not fit.
@@ -43,12 +44,14 @@
 // For 99 KiB: 192 with 16 keys (76 KiB), 256 with 2 warps and 16 keys (67 KiB).
 #pragma once
 
-#include "bias.cuh"
-#include "keys.cuh"
+#include "products.cuh"
 
 namespace vicus::gpu {
 
 constexpr float kLn2 = 0.693147180559945309f;
+constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
+constexpr bool kHeld = kHold || kGathers;
+constexpr bool kAlike = kHeadDim == kHeadDimV;  // rows of both have the same layout
 
 static_assert((kChunk == 16 || kChunk == 32) && kRowBlocks <= 2);
 
@@ -57,176 +60,90 @@ struct Statistics {
   float lse, delta;
 };
 
-// Logits of the resident rows and a chunk of columns. Block m holds rows 16 m + lane / 4 (registers 0, 1) and 8 more
-// (2, 3), columns 8 n + 2 (lane % 4) and the next.
-struct Chunk {
-  float at[kRowBlocks][kChunk / 8][4];
-};
-template <int kFeatures>
-struct Sums {
-  float at[kRowBlocks][kFeatures / 8][4];
-};
+using Chunk = Scores<kChunk>;
 
-// A chunk as operand A of a product over its columns.
-struct Weights {
-  u32 at[kChunk / 16][kRowBlocks][4];
-};
-
-__device__ __forceinline__ void pack(const Chunk& chunk, Weights& weights) {
-#pragma unroll
-  for (int j = 0; j < kChunk / 16; ++j) {
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const float(&w)[4] = chunk.at[m][2 * j + n];
-        weights.at[j][m][2 * n] = Half::pack(w[0], w[1]);
-        weights.at[j][m][2 * n + 1] = Half::pack(w[2], w[3]);
-      }
-    }
+// What a warp sees of a chunk: of each row of a lane's accumulators, two bits for every 8 columns.
+struct ChunkSeen {
+  TileUse use;
+  u32 at[kRowBlocks][2];
+  __device__ __forceinline__ bool of(int m, int half, int column) const {  // a column of the lane's: 2 n + i
+    return (at[m][half] & 1u << column) != 0;
   }
+};
+
+__device__ __forceinline__ Meeting meet_in_chunks(const Windows& windows, const MetTile& tile) {
+  Meeting meeting = meet(windows, tile);
+  if (meeting.use == TileUse::whole && kBiasKind == kBiasNone) {
+    for (int m = 0; m < kRowBlocks; ++m) meeting.seen.at[m][0] = meeting.seen.at[m][1] = ~static_cast<Bits>(0);
+  }
+  return meeting;
 }
 
-// The resident rows of a warp as operand A of products over features.
-template <int kWidth>
-struct Resident {
-  u32 smem;
-  u32 held[kHold ? kWidth / 16 : 1][kRowBlocks][4];
-
-  __device__ __forceinline__ void begin(const u16* rows, int first_row) {
-    const int lane = threadIdx.x % 32;
-    smem = smem_address(rows) + 2 * ((first_row + lane % 16) * (kWidth + 8) + lane / 16 * 8);
-  }
-  __device__ __forceinline__ void load(int d, u32 (&a)[kRowBlocks][4]) const {
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) ldmatrix_x4(a[m], smem + 2 * (16 * m * (kWidth + 8) + d));
-  }
-  __device__ __forceinline__ void hold() {
-    if constexpr (kHold) {
-#pragma unroll
-      for (int d = 0; d < kWidth; d += 16) load(d, held[d / 16]);
-    }
-  }
-  // chunk[row][column] = resident[row] . columns[column]
-  __device__ __forceinline__ void dot(const u16* columns, Chunk& chunk) const {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int n = 0; n < kChunk / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) chunk.at[m][n][i] = 0;
-      }
-    }
-    const u32 b = smem_address(columns) + 2 * ((lane % 8 + lane / 16 * 8) * (kWidth + 8) + lane / 8 % 2 * 8);
-#pragma unroll
-    for (int d = 0; d < kWidth; d += 16) {
-      u32 a[kRowBlocks][4];
-      if constexpr (kHold) {
-#pragma unroll
-        for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) a[m][i] = held[d / 16][m][i];
-        }
-      } else {
-        load(d, a);
-      }
-#pragma unroll
-      for (int n = 0; n < kChunk / 8; n += 2) {
-        u32 c[4];
-        ldmatrix_x4(c, b + 2 * (8 * n * (kWidth + 8) + d));
-#pragma unroll
-        for (int m = 0; m < kRowBlocks; ++m) {
-          Half::mma(chunk.at[m][n], a[m], c[0], c[1]);
-          Half::mma(chunk.at[m][n + 1], a[m], c[2], c[3]);
-        }
-      }
-    }
-  }
-};
-
-// sums[row][f] += weights[row][column] * columns[column][f]
-template <int kStride, int kFeatures>
-__device__ __forceinline__ void add(const Weights& weights, const u16* columns, Sums<kFeatures>& sums) {
-  const int lane = threadIdx.x % 32;
-  const u32 b = smem_address(columns) + 2 * (lane % 16 * kStride + lane / 16 * 8);
-#pragma unroll
-  for (int j = 0; j < kChunk / 16; ++j) {
-#pragma unroll
-    for (int f = 0; f < kFeatures / 8; f += 2) {
-      u32 c[4];
-      ldmatrix_x4_trans(c, b + 2 * (16 * j * kStride + 8 * f));
-#pragma unroll
-      for (int m = 0; m < kRowBlocks; ++m) {
-        Half::mma(sums.at[m][f], weights.at[j][m], c[0], c[1]);
-        Half::mma(sums.at[m][f + 1], weights.at[j][m], c[2], c[3]);
-      }
-    }
-  }
-}
-
-// The same, of the pairs that are seen only: seen(column, row of the warp).
-template <int kStride, int kFeatures, class Seen>
-__device__ __forceinline__ void add_seen(const Weights& weights, const u16* columns, const Seen& seen,
-                                         Sums<kFeatures>& sums) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int c = 0; c < kChunk; ++c) {
-    const u16* column = columns + c * kStride + 2 * (lane % 4);
-#pragma unroll
-    for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        u32 two = 0;  // the pair of columns that holds c, in lane c % 8 / 2 of the row
-#pragma unroll
-        for (int n = 0; n < kChunk / 8; ++n) {
-          two |= weights.at[n / 2][m][n % 2 * 2 + half] & (c / 8 == n ? ~0u : 0u);
-        }
-        two = __shfl_sync(~0u, two, lane / 4 * 4 + c % 8 / 2);
-        const float w = Half::unpack(static_cast<u16>(c % 2 == 0 ? two & 0xffff : two >> 16));
-        if (!seen(c, 16 * m + 8 * half + lane / 4)) continue;
-        if (kBiasKind == kBiasAdditive && w == 0) continue;  // perhaps hidden by the bias
-#pragma unroll
-        for (int f = 0; f < kFeatures / 8; ++f) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) sums.at[m][f][2 * half + i] += w * Half::unpack(column[8 * f + i]);
-        }
-      }
-    }
-  }
-}
-
-// sums * factor to 16-bit rows in shared memory.
-template <int kStride, int kFeatures>
-__device__ __forceinline__ void put(const Sums<kFeatures>& sums, float factor, u16* smem) {
-  const int lane = threadIdx.x % 32;
+// Of the chunk whose columns start at 16 n.
+__device__ __forceinline__ ChunkSeen chunk_seen(const Meeting& meeting, int n) {
+  constexpr u32 kAll = (1u << (kChunk / 4)) - 1;
+  ChunkSeen seen;
+  u32 any = 0, all = kAll;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      u16* row = smem + (16 * m + 8 * half + lane / 4) * kStride + 2 * (lane % 4);
+      const u32 bits = static_cast<u32>(meeting.seen.at[m][half] >> (4 * n)) & kAll;
+      seen.at[m][half] = bits;
+      any |= bits;
+      all &= bits;
+    }
+  }
+  seen.use = !__any_sync(~0u, any != 0)                                            ? TileUse::skip
+             : !kGathers && kBiasKind == kBiasNone && __all_sync(~0u, all == kAll) ? TileUse::whole
+                                                                                   : TileUse::masked;
+  return seen;
+}
+
+// As `add`, of the pairs that are seen only.
+template <int kWidth, int kFeatures>
+__device__ __forceinline__ void add_seen(const Weights<kChunk>& weights, const u16* columns, const MetRows& rows, int n,
+                                         int first, const ChunkSeen& seen, Sums<kFeatures>& sums) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int c = 0; c < kChunk; ++c) {
+    const int from = lane / 4 * 4 + c % 8 / 2;  // the lane that holds c, of the row
+    const int column_row = rows.row(n, c);
 #pragma unroll
-      for (int f = 0; f < kFeatures / 8; ++f) {
-        *reinterpret_cast<u32*>(row + 8 * f) =
-            Half::pack(sums.at[m][f][2 * half] * factor, sums.at[m][f][2 * half + 1] * factor);
+    for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        u32 two = 0;  // the pair of columns that holds c
+#pragma unroll
+        for (int j = 0; j < kChunk / 8; ++j) two |= weights.at[j / 2][m][j % 2 * 2 + half] & (c / 8 == j ? ~0u : 0u);
+        two = __shfl_sync(~0u, two, from);
+        const float w = Half::unpack(static_cast<u16>(c % 2 == 0 ? two & 0xffff : two >> 16));
+        const u32 bits = __shfl_sync(~0u, seen.at[m][half], from);
+        if ((bits >> (c / 8 * 2 + c % 2) & 1) == 0) continue;
+        if (kBiasKind == kBiasAdditive && w == 0) continue;  // perhaps hidden by the bias
+#pragma unroll
+        for (int f = 0; f < kFeatures / 8; ++f) {
+          const u16* column = columns + Layout<kWidth>::at(column_row, first + 8 * f) + 2 * (lane % 4);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) sums.at[m][f][2 * half + i] += w * Half::unpack(column[i]);
+        }
       }
     }
   }
 }
 
-enum class ChunkUse { skip, whole, masked };
-
-// NaN once a value was not finite.
-__device__ __forceinline__ float note_finite(const Chunk& chunk, float so_far) {
+// Whether a value of the warp's chunks was not finite; or perhaps, where products are too large.
+__device__ __forceinline__ bool any_infinite(const Chunk& s, const Chunk& dp) {
+  float sum = 0;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int n = 0; n < kChunk / 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) so_far = fmaf(chunk.at[m][n][i], 0.0f, so_far);
+      for (int i = 0; i < 4; ++i) sum = fmaf(s.at[m][n][i], dp.at[m][n][i], sum);
     }
   }
-  return so_far;
+  return __any_sync(~0u, !(fabsf(sum) < kInfinite));
 }
 
 }  // namespace vicus::gpu

@@ -1,74 +1,56 @@
 // dQ: one block per tile of queries, over the key tiles of its hull, as the forward kernel. No atomics: bit-exact.
 //
-// Constants of the prologue: those of the forward kernel but kPreScale and kLogsumexp, and those of backward.cuh.
+// Constants of the prologue: those of backward.cuh.
 #include "backward.cuh"
 
 namespace vicus::gpu {
 
-constexpr int kWarpRows = 16 * kRowBlocks;
-constexpr int kRows = kWarps * kWarpRows;
-constexpr u32 kWholeChunk = ~0u >> (32 - kChunk);
+static_assert(!kOwnsKeys && (kGathers || kKeys % kChunk == 0));
 
-static_assert(kKeys % kChunk == 0 && kRows >= kTileHeads * kPositions);
+struct Shared : QueryBlock {
+  Placed grad_output, grad_query, statistics;
+};
 
 struct Smem {
-  u16 query[kRows * kQStride];  // later dQ
-  u16 grad_output[kRows * kVStride];
-  u16 key[kStages][kKeys * kQStride];
-  u16 value[kStages][kKeys * kVStride];
-  u64 mask[kRows][kMaskWords];  // keys of the tile that each row sees
+  u16 key[kStages][(kKeys + kSpareRows) * kQStride];
+  u16 value[kStages][(kKeys + kSpareRows) * kVStride];
+  u16 query[kGathers ? 8 : kRows * kQStride];
+  u16 grad_output[kGathers ? 8 : kRows * kVStride];
+  Windows windows;
+  KeyWalk walk[kStages];  // where the key tile of a stage is
+  Shared shared;
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
-// The row's mask for this tile of keys.
-__device__ __forceinline__ KeyMask mask_of(const BackwardArgs& args, const Span (&seen)[3], bool exists,
-                                           const KeyWalk& walk) {
-  KeyMask mask;
-  if (kAdditional && walk.additional) {
-    for (int w = 0; w < kMaskWords; ++w) {
-      mask.word[w] = exists ? bits_between(0, args.additional - walk.origin.at[2] - 64 * w) : 0;
-    }
-  } else {
-    mask = key_mask(seen, walk.origin);
-  }
-  return mask;
-}
-
-// Bits of a row's mask for the chunk that starts at column `first`.
-__device__ __forceinline__ u32 chunk_bits(const u64 (&mask)[kMaskWords], int first) {
-  return static_cast<u32>(mask[first / 64] >> (first % 64)) & kWholeChunk;
-}
-
-// Logits to P, and dP to dS. `bits` of each of the lane's rows.
+// Logits to P, and dP - delta to dS.
 template <bool kMasked>
 __device__ __forceinline__ void differentiate(const BackwardArgs& args, const Statistics (&rows)[kRowBlocks][2],
-                                              const u32 (&bits)[kRowBlocks][2], const Cell& cell, const QueryTile& tile,
-                                              const KeyWalk& walk, int first, Chunk& s, Chunk& dp) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+                                              const ChunkSeen& bits, const Cell& cell, const QueryTile& tile,
+                                              const Meeting& meeting, int first, Chunk& s, Chunk& dp) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const bool biased = kBiasKind != kBiasNone && !(kAdditional && walk.additional);
+      const bool biased = kBiasKind != kBiasNone && !meeting.additional;
       long long bias = 0;
       if (kBiasKind != kBiasNone) {
-        const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
+        const int row = first_row() + 16 * m + 8 * half + lane / 4;
         bias = bias_row(args, cell, tile.head + row / kPositions, row_position(tile, row));
       }
-      const u32 lane_bits = bits[m][half] >> (2 * (lane % 4));
 #pragma unroll
       for (int n = 0; n < kChunk / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          bool seen = !kMasked || (lane_bits >> (8 * n + i) & 1) != 0;
+          bool seen = !kMasked || bits.of(m, half, 2 * n + i);
           float x = s.at[m][n][2 * half + i] * args.scale_log2 - rows[m][half].lse;
           if (kMasked && biased && seen) {
-            const float b = bias_at(args, bias, key_position(walk.origin, first + 8 * n + 2 * (lane % 4) + i));
-            seen = b != -1.0f / 0.0f;
+            const float b = bias_at(args, bias, met_position(meeting.origin, first + 8 * n + 2 * (lane % 4) + i));
+            seen = b != -kInfinite;
             x += b;
           }
           const float p = exp2_approx(x);
-          const float ds = p * (dp.at[m][n][2 * half + i] - rows[m][half].delta);
+          const float ds = p * dp.at[m][n][2 * half + i];
           dp.at[m][n][2 * half + i] = seen ? ds : 0.0f;
         }
       }
@@ -80,137 +62,132 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_queries(const __grid_constant__ BackwardArgs args) {
   extern __shared__ __align__(128) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const BlockTiles all = tiles_of_block(args);
-  const Cell& cell = all.cell;
-  const QueryTile& tile = all.tile;
-  if (tile.box.empty()) return;
-  Box hull;
-  int tiles = 1;
-  for (int a = 0; a < 3; ++a) {
-    hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], tile.box.axis[a]);
-    tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
+  if (threadIdx.x == 0) {
+    Shared& shared = smem.shared;
+    shared.prepare(args);
+    const Cell& cell = shared.all.cell;
+    shared.grad_output = place(args.grad_output, cell, cell.first_query);
+    shared.grad_query = place(args.grad_query, cell, cell.first_query);
+    shared.statistics = place(args.statistics, cell, cell.first_query);
   }
-  if (kAdditional) tiles += geometry::ceil_div(args.additional, kKeys);
+  __syncthreads();
+  const Shared& shared = smem.shared;
+  if (shared.all.tile.box.empty()) return;
+  const QueryTile tile = shared.all.tile;
+  const Sources from = shared.from;
+  const Box hull = shared.hull;
+  const int tiles = kStages == 1 ? 1 : shared.tiles;
 
-  Sources from;
-  from.key = place(args.key, cell, cell.first_key);
-  from.value = place(args.value, cell, cell.first_key);
-  if (kAdditional) {
-    from.additional_key = place_additional(args.additional_keys, cell);
-    from.additional_value = place_additional(args.additional_values, cell);
+  if constexpr (!kGathers) {
+    load_query_rows<kRows, kHeadDim, kThreads>(args.query, shared.query, tile, smem.query);
+    load_query_rows<kRows, kHeadDimV, kThreads>(args.grad_output, shared.grad_output, tile, smem.grad_output);
+    cp_async_commit();
   }
-  for (int a = kFirstAxis; a < 3; ++a) from.limit[a] = cell.grid.axis[a].keys;
-
-  load_query_rows<kRows, kHeadDim, kQStride, kThreads>(args.query, place(args.query, cell, cell.first_query), tile,
-                                                       smem.query);
-  load_query_rows<kRows, kHeadDimV, kVStride, kThreads>(
-      args.grad_output, place(args.grad_output, cell, cell.first_query), tile, smem.grad_output);
-  cp_async_commit();
   KeyWalk ahead;
   ahead.begin(hull);
+  const auto load_next = [&](int into) {
+    if (threadIdx.x == 0) smem.walk[into] = ahead;
+    load_keys(args, from, ahead, tile.kv_head, smem.key[into], smem.value[into]);
+    ahead.next(hull);
+  };
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < tiles) {
-      load_keys(args, from, ahead, tile.kv_head, smem.key[s], smem.value[s]);
-      ahead.next(hull);
-    }
+  for (int s = 0; s < kAhead; ++s) {
+    if (s < tiles) load_next(s);
     cp_async_commit();
   }
 
-  // What the row of this lane sees, and statistics of the rows of its accumulators.
-  const int own_row = warp * kWarpRows + lane % kWarpRows;
-  const Position own = row_position(tile, own_row);
-  const bool exists = row_exists(tile, own_row, own);
-  Span seen[3];
-  for (int a = kFirstAxis; a < 3; ++a) seen[a] = exists ? geometry::window(cell.grid.axis[a], own.at[a]) : Span{0, 0};
+  Resident<kHeadDim, kHeld> query;
+  Resident<kHeadDimV, kHeld> grad_output;
+  if constexpr (kGathers) {
+    query.load([&](int r) { return query_row(args.query, shared.query, tile, first_row() + r); });
+    grad_output.load([&](int r) { return query_row(args.grad_output, shared.grad_output, tile, first_row() + r); });
+  } else {
+    query.begin(smem.query);
+    grad_output.begin(smem.grad_output);
+  }
+  clear_spare_rows<kHeadDim>(smem.key);
+  clear_spare_rows<kHeadDimV>(smem.value);
+
+  // Statistics of the rows of the lane's accumulators.
+  const int lane = threadIdx.x % 32;
   Statistics rows[kRowBlocks][2];
-  const Placed statistics = place(args.statistics, cell, cell.first_query);
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = warp * kWarpRows + 16 * m + 8 * half + lane / 4;
+      const int row = first_row() + 16 * m + 8 * half + lane / 4;
       const Position p = row_position(tile, row);
       rows[m][half] = {0, 0};
       if (row_exists(tile, row, p)) {
         const float2 two = *reinterpret_cast<const float2*>(static_cast<const float*>(args.statistics.data) +
-                                                            statistics.row(p, tile.head + row / kPositions));
+                                                            shared.statistics.row(p, tile.head + row / kPositions));
         rows[m][half] = {two.x, two.y};
       }
     }
   }
+  note_windows(smem.windows, tile.box, [&](int a, int p) { return geometry::window(axis_of(shared.all.cell, a), p); });
 
-  Resident<kDq> query;
-  Resident<kDv> grad_output;
-  query.begin(smem.query, warp * kWarpRows);
-  grad_output.begin(smem.grad_output, warp * kWarpRows);
   Sums<kDq> sums = {};
-  KeyWalk walk;
-  walk.begin(hull);
   int stage = 0;
   for (int t = 0; t < tiles; ++t) {
-    cp_async_wait<kStages - 2>();
+    cp_async_wait<kAhead - 1>();
     __syncthreads();
-    if (t == 0) {
+    if (!kGathers && t == 0) {
       query.hold();
       grad_output.hold();
     }
-    if (t + kStages - 1 < tiles) {
-      const int free = stage == 0 ? kStages - 1 : stage - 1;
-      load_keys(args, from, ahead, tile.kv_head, smem.key[free], smem.value[free]);
-      ahead.next(hull);
-    }
+    if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
     cp_async_commit();
-    const KeyMask own_mask = mask_of(args, seen, exists, walk);
-    for (int w = 0; w < kMaskWords; ++w) smem.mask[own_row][w] = own_mask.word[w];
-    __syncwarp();
+    const Meeting meeting = meet_in_chunks(smem.windows, met_tile(args, smem.walk[stage]));
+    const int steps = meeting.use == TileUse::skip ? 0 : kColumnSteps;
 #pragma unroll 1
-    for (int first = 0; first < kKeys; first += kChunk) {
-      const u32 own_bits = chunk_bits(smem.mask[own_row], first);
-      if (!__any_sync(~0u, own_bits != 0)) continue;
-      const bool masked = kBiasKind != kBiasNone || !__all_sync(~0u, own_bits == kWholeChunk);
-      const u16* keys = smem.key[stage] + first * kQStride;
+    for (int n = 0; n < steps; n += kChunk / 16) {
+      const ChunkSeen seen = chunk_seen(meeting, n);
+      if (seen.use == TileUse::skip) continue;
       Chunk s, dp;
-      query.dot(keys, s);
-      grad_output.dot(smem.value[stage] + first * kVStride, dp);
-      u32 bits[kRowBlocks][2];
-      bool wrong = false;
-      if (masked) {
+      clear(s);
 #pragma unroll
-        for (int m = 0; m < kRowBlocks; ++m) {
-          for (int half = 0; half < 2; ++half) {
-            bits[m][half] = chunk_bits(smem.mask[warp * kWarpRows + 16 * m + 8 * half + lane / 4], first);
-          }
+      for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+        for (int j = 0; j < kChunk / 8; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) dp.at[m][j][i] = -rows[m][i / 2].delta;
         }
-        const float finite = note_finite(s, 0.0f);
-        wrong = __any_sync(~0u, finite != 0.0f);
-        differentiate<true>(args, rows, bits, cell, tile, walk, first, s, dp);
-      } else {
-        differentiate<false>(args, rows, bits, cell, tile, walk, first, s, dp);
       }
-      Weights weights;
+      query.dot(smem.key[stage], 0, meeting.rows, n, s);
+      grad_output.dot(kAlike ? smem.key[stage] : smem.value[stage],
+                      kAlike ? static_cast<int>(smem.value[stage] - smem.key[stage]) : 0, meeting.rows, n, dp);
+      bool wrong = false;
+      if (seen.use == TileUse::masked) {
+        wrong = any_infinite(s, dp);
+        differentiate<true>(args, rows, seen, shared.all.cell, tile, meeting, 16 * n, s, dp);
+      } else {
+        differentiate<false>(args, rows, seen, shared.all.cell, tile, meeting, 16 * n, s, dp);
+      }
+      Weights<kChunk> weights;
       pack(dp, weights);
       if (wrong) {
-        const auto sees = [&](int c, int row) {
-          return (chunk_bits(smem.mask[warp * kWarpRows + row], first) >> c & 1) != 0;
-        };
-        add_seen<kQStride>(weights, keys, sees, sums);
+        add_seen<kHeadDim>(weights, smem.key[stage], meeting.rows, n, 0, seen, sums);
       } else {
-        add<kQStride>(weights, keys, sums);
+        add<kHeadDim>(weights, smem.key[stage], 0, meeting.rows, n, 0, sums);
       }
     }
-    __syncwarp();  // masks are read before they are written again
-    walk.next(hull);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-  cp_async_wait<0>();
-  __syncthreads();
 
-  put<kQStride>(sums, args.scale_log2 * kLn2, smem.query + warp * kWarpRows * kQStride);
-  __syncwarp();
-  store_query_rows<kHeadDim, kQStride, kWarpRows>(args.grad_query, place(args.grad_query, cell, cell.first_query), tile,
-                                                  smem.query, warp * kWarpRows);
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      u32 two[kDq / 8];
+      pack_row(sums, m, half, args.scale_log2 * kLn2, two);
+      const int row = first_row() + 16 * m + 8 * half + lane / 4;
+      const Position p = row_position(tile, row);
+      store_row<kHeadDim>(
+          static_cast<u16*>(args.grad_query.data) + shared.grad_query.row(p, tile.head + row / kPositions),
+          row_exists(tile, row, p), 0, two);
+    }
+  }
 }
 
 }  // namespace vicus::gpu

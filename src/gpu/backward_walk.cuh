@@ -1,14 +1,77 @@
-// The tiles of queries that a block of keys meets: their order, and what of them goes to shared memory.
+// What a block of keys holds in shared memory; the tiles of queries that it meets, their order, and what of them goes there.
+//
+// Constants of the prologue: those of backward.cuh, kAddQueries.
 #pragma once
 
 #include "backward.cuh"
 
 namespace vicus::gpu {
 
+constexpr int kStep = kChunk * kSplits;
+constexpr int kQueryRows = kGathers ? kPositions : geometry::ceil_div(kMetColumns, kStep) * kStep;
+constexpr int kAllRows = kQueryRows + kSpareRows;
+constexpr int kPartQ = kDq / kSplits, kPartV = kDv / kSplits;  // features that a warp sums
+
+constexpr int kExchanged = kSplits > 1 ? 2 * (kChunk / 16) * kRowBlocks * 4 : 0;  // registers
+constexpr int kWeightStride = kQueryRows + 8;
+enum Use { kSkip, kPlain, kCareful };
+
+static_assert(kOwnsKeys && kDq % (16 * kSplits) == 0 && kDv % (16 * kSplits) == 0 && !(kGathers && kAddQueries));
+
 // The keys of a block: a box of the cell, or additional tokens.
 struct KeyTile {
   Position origin;
   int kv_head;
+};
+
+// What all threads of a block share about its keys, worked out by one of them.
+struct KeyBlock {
+  KeyTile tile;
+  Cell cell;
+  int first_cell, last_cell;
+  Box keys, stored;  // to load, and to store: padding has zero gradients
+  Placed key, value, grad_key, grad_value;
+
+  __device__ __forceinline__ void prepare(const BackwardArgs& args) {
+    u32 block = blockIdx.x;
+    for (int a = 2; a >= 0; --a) {
+      tile.origin.at[a] = 0;
+      if (a < kFirstAxis) continue;
+      const u32 tiles = args.work.tiles[a];
+      tile.origin.at[a] = block % tiles * kOwnTile.at[a];
+      block /= tiles;
+    }
+    const u32 heads = args.heads_kv;
+    tile.kv_head = block % heads;
+    block /= heads;
+    first_cell = block;
+    last_cell = block + 1;
+    const auto tile_before = [&](int a, int end) {
+      return Span{tile.origin.at[a], geometry::lo(tile.origin.at[a] + kOwnTile.at[a], end)};
+    };
+    for (int a = 0; a < 3; ++a) keys.axis[a] = stored.axis[a] = {0, 1};
+    if constexpr (kAdditionalTile) {  // block: a batch entry
+      cell.batch = block;
+      const int classes = kDense ? 1 : args.work.classes[0] * args.work.classes[1] * args.work.classes[2];
+      first_cell = kPacked ? 0 : block * classes;
+      last_cell = kPacked ? args.sequences : first_cell + classes;
+      keys.axis[2] = stored.axis[2] = tile_before(2, args.additional);
+      key = place_additional(args.additional_keys, cell);
+      value = place_additional(args.additional_values, cell);
+      grad_key = place_additional(args.grad_additional_keys, cell);
+      grad_value = place_additional(args.grad_additional_values, cell);
+    } else {
+      cell = make_cell(args, block);
+      for (int a = kFirstAxis; a < 3; ++a) {
+        keys.axis[a] = tile_before(a, cell.grid.axis[a].keys);
+        stored.axis[a] = kKeyLengths ? tile_before(a, args.keys) : keys.axis[a];
+      }
+      key = place(args.key, cell, cell.first_key);
+      value = place(args.value, cell, cell.first_key);
+      grad_key = place(args.grad_key, cell, cell.first_key);
+      grad_value = place(args.grad_value, cell, cell.first_key);
+    }
+  }
 };
 
 // Where the walk over tiles of queries stands; lies in shared memory, for its many fields are the same for all threads.
@@ -20,13 +83,22 @@ struct QueryWalk {
   QueryTile tile;
   bool done;
 
-  __device__ __forceinline__ void begin(const BackwardArgs& args, const KeyTile& keys, int first_cell, int last_cell) {
+  // `seen`: the box of queries that see the keys, in the only cell but where keys are additional tokens.
+  __device__ __forceinline__ void begin(const BackwardArgs& args, const KeyTile& keys, const Cell& first,
+                                        const Box& seen, int first_cell, int last_cell) {
     index = first_cell;
     last = last_cell;
     tile.kv_head = keys.kv_head;
-    find_cell(args, keys);
+    if constexpr (kAdditionalTile) {
+      find_cell(args);
+    } else {
+      cell = first;
+      hull = seen;
+      done = hull.empty();
+      if (!done) begin_hull(args);
+    }
   }
-  __device__ __forceinline__ void next(const BackwardArgs& args, const KeyTile& keys) {
+  __device__ __forceinline__ void next(const BackwardArgs& args) {
     if (done) return;
 #pragma unroll
     for (int a = 2; a >= kFirstAxis; --a) {
@@ -40,7 +112,7 @@ struct QueryWalk {
     if (tile.heads > 0) return;
     ++index;
     if constexpr (kAdditionalTile) {
-      find_cell(args, keys);
+      find_cell(args);
     } else {
       done = true;
     }
@@ -50,25 +122,16 @@ struct QueryWalk {
   __device__ __forceinline__ void start_axis(int a, int begin) {
     tile.box.axis[a] = {begin, geometry::lo(begin + kTileQ[a], hull.axis[a].end)};
   }
-  // From cell `index` on, the first with queries for these keys.
-  __device__ __forceinline__ void find_cell(const BackwardArgs& args, const KeyTile& keys) {
+  // From cell `index` on, the first with queries.
+  __device__ __forceinline__ void find_cell(const BackwardArgs& args) {
     for (done = true; done && index < last; index += done) {
       cell = make_cell(args, index);
-#pragma unroll
-      for (int a = 0; a < 3; ++a) {
-        if (a < kFirstAxis) {
-          hull.axis[a] = {0, 1};
-        } else if (kAdditionalTile) {
-          hull.axis[a] = {0, cell.grid.axis[a].queries};
-        } else {
-          const int begin = keys.origin.at[a];
-          hull.axis[a] = geometry::queries_of(cell.grid.axis[a],
-                                              {begin, geometry::lo(begin + kTileKv[a], cell.grid.axis[a].keys)});
-        }
-      }
+      for (int a = 0; a < 3; ++a) hull.axis[a] = {0, a < kFirstAxis ? 1 : cell.grid.axis[a].queries};
       done = hull.empty();
     }
-    if (done) return;
+    if (!done) begin_hull(args);
+  }
+  __device__ __forceinline__ void begin_hull(const BackwardArgs& args) {
     const int group = args.heads / args.heads_kv;
     tile.head = tile.kv_head * group;
     tile.heads = geometry::lo(kTileHeads, group);
@@ -92,37 +155,42 @@ __device__ __forceinline__ void load_query_tile(const BackwardArgs& args, const 
     const Load of_grads = {args.grad_output, grad_output, grads};
     constexpr int kExtent1 = kTileQ[1], kExtent2 = kTileQ[2];
     if constexpr (kHeadDim == kHeadDimV) {
-      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 2>({of_queries, of_grads}, walk.tile.head,
-                                                                            origin, limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kThreads, 2>({of_queries, of_grads}, walk.tile.head, origin,
+                                                                  limit);
     } else {
-      load_box<kCount, kExtent1, kExtent2, kHeadDim, kQStride, kThreads, 1>({of_queries}, walk.tile.head, origin,
-                                                                            limit);
-      load_box<kCount, kExtent1, kExtent2, kHeadDimV, kVStride, kThreads, 1>({of_grads}, walk.tile.head, origin, limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDim, kThreads, 1>({of_queries}, walk.tile.head, origin, limit);
+      load_box<kCount, kExtent1, kExtent2, kHeadDimV, kThreads, 1>({of_grads}, walk.tile.head, origin, limit);
     }
   } else {
-    load_query_rows<kCount, kHeadDim, kQStride, kThreads>(args.query, query, walk.tile, queries);
-    load_query_rows<kCount, kHeadDimV, kVStride, kThreads>(args.grad_output, grad_output, walk.tile, grads);
+    load_query_rows<kCount, kHeadDim, kThreads>(args.query, query, walk.tile, queries);
+    load_query_rows<kCount, kHeadDimV, kThreads>(args.grad_output, grad_output, walk.tile, grads);
   }
 }
 
-// Keys of the tile that a query sees; `kWords` cover all rows of the block.
-template <int kWords>
-__device__ __forceinline__ void mask_keys(const BackwardArgs& args, const QueryWalk& walk, const KeyTile& keys, int row,
-                                          u64 (&mask)[kWords]) {
-  const Position p = row_position(walk.tile, row);
-  const bool exists = row_exists(walk.tile, row, p);
-  if constexpr (kAdditionalTile) {
-    const int end = exists ? geometry::lo(args.additional - keys.origin.at[2], kKeys) : 0;
-    for (int w = 0; w < kWords; ++w) mask[w] = bits_between(0, end - 64 * w);
-  } else {
-    Span seen[3];
-    for (int a = kFirstAxis; a < 3; ++a) {
-      seen[a] = exists ? geometry::window(walk.cell.grid.axis[a], p.at[a]) : Span{0, 0};
-      seen[a].end = geometry::lo(seen[a].end, keys.origin.at[a] + kTileKv[a]);
-    }
-    const KeyMask bits = key_mask(seen, keys.origin);
-    for (int w = 0; w < kWords; ++w) mask[w] = w < kMaskWords ? bits.word[w < kMaskWords ? w : 0] : 0;
+struct Smem {
+  u16 query[kStages][kAllRows * kQStride];
+  u16 grad_output[kStages][kAllRows * kVStride];
+  u16 key[kGathers ? 8 : kRows * kQStride];
+  u16 value[kGathers ? 8 : kRows * kVStride];
+  __align__(16) u16 grad_scores[kAddQueries ? kRows * kWeightStride : 8];  // dS, a row for each key
+  Statistics statistics[kStages][kAllRows];
+  u32 weights[2][kSplits > 1 ? kWarps : 1][kExchanged > 0 ? kExchanged : 1][32];
+  int use[2][kWarps];
+  Windows windows;
+  QueryWalk walk[kStages + 1];  // of the tile that is multiplied, those that are loaded, and one more
+  KeyBlock block;
+};
+static_assert(sizeof(Smem) <= kSharedBytes);
+
+// Where key row `row` of the tile lies; whether it is in `box`.
+__device__ __forceinline__ bool key_row(const KeyBlock& block, const Box& box, int row, Position& p) {
+  p = own_position(row);
+  bool inside = kRows == kOwnRows || row < kOwnRows;
+  for (int a = 0; a < 3; ++a) {
+    p.at[a] += block.tile.origin.at[a];
+    inside = inside && (a < kFirstAxis || p.at[a] < box.axis[a].end);
   }
+  return inside;
 }
 
 }  // namespace vicus::gpu

@@ -1,10 +1,27 @@
-// Rows of the caller's tensors to shared memory and back. Constants of the prologue: kVectors (rows start at multiples of
-// 16 bytes and head dims are multiples of 8).
+// Rows of the caller's tensors to shared memory and registers, and back. Constants of the prologue: kVectors (rows start at
+// multiples of 16 bytes and head dims are multiples of 8), kGathers (warps meet parts of tiles).
 #pragma once
 
 #include "tiles.cuh"
 
 namespace vicus::gpu {
+
+// Rows of `kWidth` features in shared memory, which must begin at a multiple of 128 bytes. What keeps ldmatrix free of bank
+// conflicts: 16 bytes of padding, or, where small windows need the space, another order of the 16-byte pieces in each row.
+template <int kWidth>
+struct Layout {
+  static constexpr int kFeatures = (kWidth + 15) / 16 * 16;
+  static constexpr bool kReordered = kGathers && kFeatures % 64 == 0;
+  static constexpr int kStride = kFeatures + (kReordered ? 0 : 8);
+  // The element where 8 features from `column` on lie, a multiple of 8.
+  static __device__ __forceinline__ int at(int row, int column) {
+    return row * kStride + (kReordered ? column ^ row % 8 * 8 : column);
+  }
+  // From the address of features `column`, less than 16, to that of `column` + d, d a multiple of 16.
+  static __device__ __forceinline__ u32 along(u32 address, int d) {
+    return kReordered ? (address ^ 2 * (d % 64)) + 2 * (d / 64 * 64) : address + 2 * d;
+  }
+};
 
 // Eight values of a row from column `first`, one by one; zeros after the end.
 template <int kWidth>
@@ -19,8 +36,8 @@ __device__ __forceinline__ uint4 load_eight(const u16* row, int first) {
   return {two[0], two[1], two[2], two[3]};
 }
 
-// Row c of `kCount` to smem[c * kStride], columns up to a multiple of 16; where `position(c, p)` is false, zeros.
-template <int kCount, int kWidth, int kStride, int kThreads, class PositionOf>
+// Row c of `kCount` to shared memory, columns up to a multiple of 16; where `position(c, p)` is false, zeros.
+template <int kCount, int kWidth, int kThreads, class PositionOf>
 __device__ __forceinline__ void load_rows(const Rows& tensor, const Placed& placed, int head,
                                           const PositionOf& position, u16* smem) {
   constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
@@ -32,7 +49,7 @@ __device__ __forceinline__ void load_rows(const Rows& tensor, const Placed& plac
     const int c = index / kChunks, column = index % kChunks * 8;
     Position p;
     const bool present = position(c, p) && column < kWidth;
-    u16* to = smem + c * kStride + column;
+    u16* to = smem + Layout<kWidth>::at(c, column);
     if constexpr (kVectors) {
       const u16* row = data + (present ? placed.row(p, head) + column : 0);
       cp_async_16(smem_address(to), row, present);
@@ -52,7 +69,7 @@ struct Load {
 
 // The rows of a box of kExtent1 by kExtent2 rows a plane that starts at `origin`, as load_rows, of tensors that have the
 // same positions. Threads keep their column and step from row to row, so that positions cost additions only.
-template <int kCount, int kExtent1, int kExtent2, int kWidth, int kStride, int kThreads, int kTensors>
+template <int kCount, int kExtent1, int kExtent2, int kWidth, int kThreads, int kTensors>
 __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head, const Position& origin,
                                          const int (&limit)[3]) {
   constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
@@ -60,6 +77,7 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
     constexpr int kStep = kThreads / kChunks;
     constexpr int kStep0 = kStep / (kExtent1 * kExtent2), kStep1 = kStep / kExtent2 % kExtent1,
                   kStep2 = kRank == 1 ? kStep : kStep % kExtent2;
+    constexpr bool kSameOrder = !Layout<kWidth>::kReordered || kStep % 8 == 0;
     int c = static_cast<int>(threadIdx.x) / kChunks;
     const int column = static_cast<int>(threadIdx.x) % kChunks * 8;
     Position p = box_position<kExtent1, kExtent2>(origin, c);
@@ -70,7 +88,7 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
     for (int t = 0; t < kTensors; ++t) {
       const Placed& placed = loads[t].placed;
       row[t] = static_cast<const u16*>(loads[t].tensor.data) + placed.row(p, head) + column;
-      to[t] = smem_address(loads[t].smem) + 2 * (c * kStride + column);
+      to[t] = smem_address(loads[t].smem + Layout<kWidth>::at(c, column));
       advance[t] = kStep2 * placed.step[2];
       if constexpr (kRank > 1) {
         advance[t] += kStep1 * placed.step[1];
@@ -81,7 +99,8 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
         carry1[t] = placed.step[0] - kExtent1 * placed.step[1];
       }
     }
-    constexpr int kUnroll = kWidth > 128 || kBiasKind != 0 ? 1 : 4;  // wide sums and biases leave no registers for it
+    // Wide sums, biases and parts of tiles leave no registers for more.
+    constexpr int kUnroll = kWidth > 128 || kBiasKind != 0 ? 1 : kGathers && kStages > 1 ? 2 : 4;
 #pragma unroll kUnroll
     for (; c < kCount; c += kStep) {
       bool present = kWidth % 16 == 0 || column < kWidth;
@@ -89,7 +108,8 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
 #pragma unroll
       for (int t = 0; t < kTensors; ++t) {
         cp_async_16(to[t], present ? row[t] : loads[t].tensor.data, present);
-        to[t] += 2 * kStep * kStride;
+        if constexpr (kSameOrder) to[t] += 2 * kStep * Layout<kWidth>::kStride;
+        else to[t] = smem_address(loads[t].smem + Layout<kWidth>::at(c + kStep, column));
         row[t] += advance[t];
       }
       p.at[2] += kStep2;
@@ -121,13 +141,13 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
     };
 #pragma unroll
     for (int t = 0; t < kTensors; ++t) {
-      load_rows<kCount, kWidth, kStride, kThreads>(loads[t].tensor, loads[t].placed, head, row, loads[t].smem);
+      load_rows<kCount, kWidth, kThreads>(loads[t].tensor, loads[t].placed, head, row, loads[t].smem);
     }
   }
 }
 
 // The rows of a query tile.
-template <int kCount, int kWidth, int kStride, int kThreads>
+template <int kCount, int kWidth, int kThreads>
 __device__ __forceinline__ void load_query_rows(const Rows& tensor, const Placed& placed, const QueryTile& tile,
                                                 u16* smem) {
   constexpr int kChunks = (kWidth + 15) / 16 * 2;
@@ -139,7 +159,7 @@ __device__ __forceinline__ void load_query_rows(const Rows& tensor, const Placed
     const int r = index / kChunks, column = index % kChunks * 8;
     const Position p = row_position(tile, r);
     const bool present = row_exists(tile, r, p) && column < kWidth;
-    u16* to = smem + r * kStride + column;
+    u16* to = smem + Layout<kWidth>::at(r, column);
     if constexpr (kVectors) {
       const u16* row = data + (present ? placed.row(p, tile.head + r / kPositions) + column : 0);
       cp_async_16(smem_address(to), row, present);
@@ -150,25 +170,48 @@ __device__ __forceinline__ void load_query_rows(const Rows& tensor, const Placed
   }
 }
 
-// The calling warp's `kCount` rows of a query tile, from row `first_row`.
-template <int kWidth, int kStride, int kCount>
-__device__ __forceinline__ void store_query_rows(const Rows& tensor, const Placed& placed, const QueryTile& tile,
-                                                 const u16* smem, int first_row) {
-  constexpr int kChunks = (kWidth + 7) / 8;
-  u16* data = static_cast<u16*>(tensor.data);
+// Row r of a tile of queries; null where there is none.
+__device__ __forceinline__ const u16* query_row(const Rows& tensor, const Placed& placed, const QueryTile& tile,
+                                                int r) {
+  const Position p = row_position(tile, r);
+  if (!row_exists(tile, r, p)) return nullptr;
+  return static_cast<const u16*>(tensor.data) + placed.row(p, tile.head + r / kPositions);
+}
+
+// Features `first` and the next of a row.
+template <int kWidth>
+__device__ __forceinline__ u32 load_two(const u16* row, int first) {
+  if constexpr (kVectors) {
+    return kWidth % 16 == 0 || first < kWidth ? *reinterpret_cast<const u32*>(row + first) : 0;
+  } else {
+    const u32 low = first < kWidth ? row[first] : 0, high = first + 1 < kWidth ? row[first + 1] : 0;
+    return low | high << 16;
+  }
+}
+
+// Of a row whose four lanes hold columns 8 f + 2 (lane % 4) and the next of blocks f, the first of which is column `first`:
+// to device memory, 32 bytes at a time. All lanes of the warp call it.
+template <int kWidth, int kBlocks>
+__device__ __forceinline__ void store_row(u16* row, bool exists, int first, const u32 (&two)[kBlocks]) {
   const int lane = threadIdx.x % 32;
-#pragma unroll 4
-  for (int index = lane; index < kCount * kChunks; index += 32) {
-    const int r = first_row + index / kChunks, column = index % kChunks * 8;
-    const Position p = row_position(tile, r);
-    if (!row_exists(tile, r, p)) continue;
-    u16* row = data + placed.row(p, tile.head + r / kPositions) + column;
-    const u16* from = smem + r * kStride + column;
+  const bool odd = lane % 2 != 0;
+  uint2 four[kBlocks / 2];
+#pragma unroll
+  for (int f = 0; f < kBlocks; f += 2) {
+    const u32 given = __shfl_xor_sync(~0u, odd ? two[f] : two[f + 1], 1);
+    four[f / 2] = odd ? uint2{given, two[f + 1]} : uint2{two[f], given};
+  }
+  if (!exists) return;
+#pragma unroll
+  for (int f = 0; f < kBlocks; f += 2) {
+    const int column = first + 8 * (f + lane % 2) + lane % 4 / 2 * 4;
+    if (kWidth % 16 != 0 && column >= kWidth) continue;
     if constexpr (kVectors) {
-      *reinterpret_cast<uint4*>(row) = *reinterpret_cast<const uint4*>(from);
+      *reinterpret_cast<uint2*>(row + column) = four[f / 2];
     } else {
-      for (int i = 0; i < 8; ++i) {
-        if (column + i < kWidth) row[i] = from[i];
+      const uint2 values = four[f / 2];
+      for (int i = 0; i < 4; ++i) {
+        if (column + i < kWidth) row[column + i] = static_cast<u16>((i < 2 ? values.x : values.y) >> (i % 2 * 16));
       }
     }
   }

@@ -7,6 +7,8 @@ using u64 = unsigned long long;
 
 namespace vicus::gpu {
 
+constexpr float kInfinite = 1.0f / 0.0f;  // as a constant: in code, the compiler divides
+
 __device__ __forceinline__ u32 smem_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 __device__ __forceinline__ void cp_async_16(u32 smem, const void* global, bool present) {
@@ -80,6 +82,13 @@ __device__ __forceinline__ void red_add(float* to, float a, float b, float c, fl
   atomicAdd(to + 2, c);
   atomicAdd(to + 3, d);
 #endif
+}
+
+// `width` bits from bit `first` on; what lies beyond the register is left out.
+__device__ __forceinline__ u32 bit_mask(int first, int width) {
+  u32 mask;
+  asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(mask) : "r"(first), "r"(width));
+  return mask;
 }
 
 __device__ __forceinline__ float exp2_approx(float x) {

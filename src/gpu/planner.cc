@@ -30,15 +30,19 @@ constexpr int kHoldEasily = 96;
 /// end), and the same again for every 64 of its rows.
 constexpr double kPairWork = 40, kByteWork = 13, kBlockWork = 2e6;
 /// Meeting a tile costs as much as so many more keys of it: waiting, and the mask where warps meet parts.
-constexpr int kTileKeys = 12, kPartKeys = 48;
+constexpr int kTileKeys = 12, kPartKeys = 48, kPartKeysBackward = 24;
+/// Backward, lines of a warp's box that are shorter take longer than is counted here.
+constexpr int kShortestLine = 4;
+/// What a pair costs whose columns do not follow each other in memory.
+constexpr double kScattered = 1.05;
 /// Warps of a multiprocessor that hide what each other waits for.
 constexpr double kEnoughWarps = 12;
 /// What waiting is worth where products take longer.
 constexpr double kPlainWaiting = 0.1;
 /// Shared memory that a multiprocessor keeps for itself, a block.
 constexpr int kReservedBytes = 1024;
-/// Keys that a warp meets at once: two bits for 8 of them in one register.
-constexpr int kMostMet = 128;
+/// Columns that a warp meets at once: two bits for 8 of them, forward in one register, backward in two.
+constexpr int kMostMet = 128, kMostMetBackward = 256;
 
 /// Boxes of at most `most` positions on the trailing `rank` axes, extents powers of two.
 std::vector<Extent> query_boxes(int rank, int most) {
@@ -89,15 +93,17 @@ class Search {
     for (const S& shape : shapes) {
       if (!fits(shape)) continue;
       GpuKernelPlan kernel = kernel_of(shape);
+      if (meets_parts(shape)) {
+        const int own = of_keys() ? shape.most_keys : shape.most_queries;
+        const int met = of_keys() ? shape.most_queries : shape.most_keys;
+        for (const Extent& tile : query_boxes(p_.rank(), own)) consider_parts(kernel, tile, met, shape.slowness);
+        continue;
+      }
       const int group = static_cast<int>(p_.heads / p_.heads_kv);
       for (int heads = 1; heads <= std::min(group, shape.most_queries); heads *= 2) {
         kernel.tile.heads = heads;
         for (const Extent& q : query_boxes(p_.rank(), shape.most_queries / heads)) {
           kernel.tile.extent = q;
-          if (meets_parts(shape)) {
-            if (heads == 1) consider_parts(kernel, shape.most_keys, shape.slowness);
-            continue;
-          }
           for (const Extent& kv : key_boxes(p_.rank(), shape.most_keys)) {
             kernel.kv_tile = kv;
             consider(kernel, shape.slowness);
@@ -109,6 +115,7 @@ class Search {
   }
 
  private:
+  [[nodiscard]] bool of_keys() const { return kernel_ == Kernel::keys || kernel_ == Kernel::plain_keys; }
   [[nodiscard]] bool fits(const Shape& shape) const {
     const int part = 16 * shape.splits;  // warps share features evenly
     const bool biased = p_.rpb || p_.attn_bias, more = p_.additional_tokens > 0;
@@ -134,7 +141,9 @@ class Search {
     k.chunk = shape.chunk;
     k.hold = shape.hold;
     k.turns = shape.turns;
-    k.blocks_per_multiprocessor = p_.rpb || p_.attn_bias ? std::min(shape.blocks, 2) : shape.blocks;  // registers
+    const bool deep = meets_parts(shape) && kernel_ != Kernel::forward && p_.rank() == 3;
+    const bool more = p_.rpb || p_.attn_bias || deep;  // registers
+    k.blocks_per_multiprocessor = more ? std::min(shape.blocks, 2) : shape.blocks;
     return k;
   }
   [[nodiscard]] GpuKernelPlan kernel_of(const PlainShape& shape) const {
@@ -157,24 +166,27 @@ class Search {
     return k;
   }
 
-  /// The tile's warps own boxes of it, and meet of each key tile what the box may see: of the whole hull at once, or of
-  /// bands of it.
-  void consider_parts(GpuKernelPlan candidate, int most_met, double slowness) {
-    const Extent& q = candidate.tile.extent;
-    const Extent hull = sums_.widest_hull(q);
+  /// The warps of a block with the tile `own` own boxes of it, and meet of each other tile what sees their box or is seen:
+  /// of the whole hull at once, or of bands of it.
+  void consider_parts(GpuKernelPlan candidate, const Extent& own, int most_met, double slowness) {
+    const Extent hull = sums_.widest_hull(own, of_keys());
+    candidate.tile.heads = 1;
     for (const Extent& warp : query_boxes(p_.rank(), 16 * candidate.row_blocks)) {
-      if (q[0] % warp[0] != 0 || q[1] % warp[1] != 0 || q[2] % warp[2] != 0) continue;
-      const Extent seen = sums_.widest_hull(warp);
-      candidate.warp_tile = warp;
+      if (kernel_ != Kernel::forward && warp[2] < kShortestLine) continue;
+      if (own[0] % warp[0] != 0 || own[1] % warp[1] != 0 || own[2] % warp[2] != 0) continue;
+      const Extent seen = sums_.widest_hull(warp, of_keys());
       const auto first = static_cast<std::size_t>(3 - p_.rank());  // the axis that is cut into bands
       const int most_lines = candidate.stages == 1 ? hull[first] : std::min(hull[first], 8);
       for (int lines = candidate.stages == 1 ? most_lines : 1; lines <= most_lines; ++lines) {
-        candidate.kv_tile = hull;
-        candidate.warp_keys = seen;
-        candidate.kv_tile[first] = lines;
-        candidate.warp_keys[first] = std::min(lines, seen[first]);
-        const auto& met = candidate.warp_keys;
-        if (std::int64_t{1} * met[0] * met[1] * met[2] <= std::min(most_met, kMostMet)) consider(candidate, slowness);
+        Extent met = hull, part = seen;
+        met[first] = lines;
+        part[first] = std::min(lines, seen[first]);
+        if (std::int64_t{1} * part[0] * part[1] * part[2] > std::min(most_met, most_met_)) continue;
+        candidate.tile.extent = of_keys() ? met : own;
+        candidate.warp_tile = of_keys() ? part : warp;
+        candidate.kv_tile = of_keys() ? own : met;
+        candidate.warp_keys = of_keys() ? warp : part;
+        consider(candidate, slowness);
       }
     }
   }
@@ -190,26 +202,33 @@ class Search {
     set_tiles(spec, candidate);
     const Extent &q = candidate.tile.extent, &kv = candidate.kv_tile;
     const int heads = candidate.tile.heads;
-    if (kernel_ == Kernel::queries && spec.keys() % spec.chunk != 0) return;
+    if (kernel_ == Kernel::queries && !spec.meets_parts() && spec.keys() % spec.chunk != 0) return;
     const int bytes = shared_bytes(spec);
     if (bytes > plan_.gpu.device.shared_bytes_per_block) return;
-    const bool of_keys = kernel_ == Kernel::keys || kernel_ == Kernel::plain_keys;
     const int rows = spec.rows() / candidate.splits;  // of a block
     const std::int64_t group = p_.heads / p_.heads_kv;
     const double head_tiles = static_cast<double>(p_.heads_kv) * std::ceil(static_cast<double>(group) / heads);
     const double positions = static_cast<double>(q[0]) * q[1] * q[2];
     // Windows are alike from both sides: the tiles of queries that see a tile of keys are counted as if those were keys.
-    const Extent &own = of_keys ? kv : q, &other = of_keys ? q : kv;
-    const double blocks = sums_.tiles(own) * (of_keys ? static_cast<double>(p_.heads_kv) : head_tiles);
+    const Extent &own = of_keys() ? kv : q, &other = of_keys() ? q : kv;
+    const double blocks = sums_.tiles(own) * (of_keys() ? static_cast<double>(p_.heads_kv) : head_tiles);
     const int more = geometry::ceil_div(static_cast<int>(p_.additional_tokens), spec.keys());
-    const double visits = sums_.visits(own, other) * head_tiles + (of_keys ? 0 : blocks * more);
-    const double columns = of_keys ? positions * heads : spec.keys();
+    const double visits = sums_.visits(own, other) * head_tiles + (of_keys() ? 0 : blocks * more);
+    const double columns = of_keys() ? positions * heads : spec.keys();
     double pairs = visits * rows * columns, waited = visits * rows * kTileKeys;
     if (spec.meets_parts()) {
       const int warp_rows = rows / spec.warps;
-      const double meetings = sums_.meetings(q, candidate.warp_tile, kv) * head_tiles * warp_rows;
-      pairs = meetings * geometry::ceil_div(spec.met(), 16) * 16;
-      waited = meetings * kPartKeys;
+      const Extent &box = of_keys() ? candidate.warp_keys : candidate.warp_tile,
+                   &part = of_keys() ? candidate.warp_tile : candidate.warp_keys;
+      const double meetings = sums_.meetings(own, box, other) * head_tiles * warp_rows;
+      const int met = part[0] * part[1] * part[2], padded_met = geometry::ceil_div(met, 16) * 16;
+      pairs = meetings * padded_met;
+      if (kernel_ != Kernel::forward) {  // 16 columns at a time, and past lines that are not seen
+        const bool scattered = part[2] != other[2] || (part[0] > 1 && part[1] != other[1]);
+        pairs = sums_.pairs(box, {1, 1, part[2]}) * head_tiles * padded_met / met * (scattered ? kScattered : 1);
+      }
+      waited = meetings * (kernel_ == Kernel::forward ? kPartKeys : kPartKeysBackward) +
+               (visits * rows - meetings) * kTileKeys;  // of tiles that a warp leaves out
       const int fitting = (plan_.gpu.device.shared_bytes_per_block + kReservedBytes) / (bytes + kReservedBytes);
       candidate.blocks_per_multiprocessor = std::min(candidate.blocks_per_multiprocessor, fitting);
     }
@@ -236,6 +255,7 @@ class Search {
   const Plan& plan_;
   const Problem& p_;
   Kernel kernel_;
+  int most_met_ = kernel_ == Kernel::forward ? kMostMet : kMostMetBackward;
   std::vector<Family> list_ = families(p_);
   AxisSums sums_;
   GpuKernelPlan best_;
@@ -265,10 +285,16 @@ std::string plain_reason(const Problem& p) {
 bool plan_backward(Plan& plan) {
   const Problem& p = plan.problem;
   GpuPlan& g = plan.gpu;
-  g.backward.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed;
-  if (!g.backward.add_queries) g.backward.queries = search(plan, Kernel::queries, kBackwardQueries);
-  g.backward.keys =
-      search(plan, Kernel::keys, g.backward.add_queries ? std::span<const Shape>(kBackwardKeysAdding) : kBackwardKeys);
+  g.backward.queries = search(plan, Kernel::queries, kBackwardQueries);
+  g.backward.keys = search(plan, Kernel::keys, kBackwardKeys);
+  // Where warps meet parts of tiles, sums with atomics would take longer than a pass of their own.
+  const bool parts = g.backward.keys.warp_keys[0] > 0;
+  g.backward.add_queries =
+      plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed && !parts;
+  if (g.backward.add_queries) {
+    g.backward.queries = {};
+    g.backward.keys = search(plan, Kernel::keys, kBackwardKeysAdding);
+  }
   if (g.backward.keys.tile.rows == 0 || (!g.backward.add_queries && g.backward.queries.tile.rows == 0)) return false;
   // Biases leave no registers for what a block holds of its own rows: it is read again.
   if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward.queries.hold = false;

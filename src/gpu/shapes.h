@@ -15,7 +15,7 @@ inline constexpr int kMostPlainHeadDim = 512;
 /// A way to build a kernel with tensor cores, for head dims up to `head_dim`.
 struct Shape {  // NOLINT(clang-analyzer-optin.performance.Padding): in the order in which the tables are read
   int head_dim, warps, row_blocks, stages;
-  int most_queries, most_keys;  // of a tile; keys: of the part that a warp meets, where warps meet parts
+  int most_queries, most_keys;  // of a tile; of the part that a warp meets, where warps meet parts
   int blocks;                   // per multiprocessor, as far as registers go
   double slowness;              // time of a product, relative
   enum Problems : std::uint8_t {
@@ -32,7 +32,7 @@ inline constexpr Shape kForward[] = {
     {64, 4, 2, 2, 128, 80, 2, 0.93, Shape::dense},
     {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
     {64, 4, 1, 2, 64, 64, 3, 1.15},
-    {64, 4, 1, 1, 64, 112, 3, 0.75, Shape::parts},
+    {64, 4, 1, 1, 64, 112, 4, 0.75, Shape::parts},
     {64, 4, 1, 2, 64, 80, 3, 0.75, Shape::parts},
     {64, 4, 1, 2, 64, 112, 2, 0.75, Shape::parts, 1, 16, true, 2},
     {128, 4, 2, 2, 128, 64, 2, 1.0, Shape::dense},
@@ -46,6 +46,9 @@ inline constexpr Shape kBackwardQueries[] = {
     {64, 4, 2, 2, 128, 64, 2, 1.0, Shape::unbiased},
     {64, 4, 1, 2, 64, 64, 3, 1.15, Shape::unbiased},
     {64, 4, 1, 2, 64, 64, 1, 1.3},
+    {64, 4, 1, 1, 64, 160, 4, 0.9, Shape::parts},
+    {64, 4, 1, 2, 64, 80, 4, 0.9, Shape::parts},
+    {64, 4, 2, 2, 128, 112, 2, 0.9, Shape::parts},
     {128, 8, 2, 2, 256, 32, 1, 1.0, Shape::dense, 1, 32, false},
     {128, 4, 1, 2, 64, 64, 1, 1.2},
     {256, 4, 1, 2, 64, 32, 1, 1.0, Shape::all, 1, 16, false},
@@ -55,6 +58,8 @@ inline constexpr Shape kBackwardKeys[] = {
     {64, 4, 2, 2, 64, 128, 2, 1.1, Shape::unbiased, 1, 16, false},
     {64, 4, 1, 2, 64, 64, 3, 1.05, Shape::unbiased, 1, 16, false},
     {64, 4, 1, 2, 64, 64, 1, 1.3},
+    {64, 4, 1, 1, 176, 64, 3, 0.95, Shape::parts},
+    {64, 4, 1, 2, 160, 64, 3, 0.95, Shape::parts},
     {128, 8, 1, 2, 64, 128, 1, 1.0, Shape::dense},
     {128, 8, 1, 2, 32, 128, 1, 1.2, Shape::unbiased, 1, 16, false},
     {128, 8, 1, 2, 32, 64, 1, 1.5, Shape::all, 2, 16, false},

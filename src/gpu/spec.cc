@@ -124,6 +124,8 @@ std::string prologue(const Spec& s) {
   p += constant("bool", "kHold", s.hold);
   p += constant("bool", "kAddQueries", s.add_queries);
   p += constant("bool", "kAdditionalTile", s.kernel == Kernel::additional);
+  p += constant("bool", "kOwnsKeys", s.kernel == Kernel::keys || s.kernel == Kernel::additional);
+  p += constant("bool", "kGathers", s.meets_parts());
   p += constant("int", "kElement", static_cast<int>(s.dtype));
   p += constant("int", "kThreadRows", s.thread_rows);
   p += constant("int", "kDepth", s.depth);
@@ -142,22 +144,48 @@ std::string prologue(const Spec& s) {
 
 using geometry::ceil_div;
 
-// Elements from one row to the next in shared memory: 16 bytes of padding.
-int row_step(int head_dim) { return padded(head_dim) + 8; }
+// Bytes of a row of `width` features in shared memory, with 16 bytes of padding where they are needed: Layout of load.cuh.
+int row_bytes(const Spec& s, int width) {
+  return 2 * (padded(width) + (s.meets_parts() && padded(width) % 64 == 0 ? 0 : 8));
+}
+
+// meeting.cuh: of the `own` positions of a block's tile.
+int windows_bytes(const std::array<int, 3>& own) {
+  constexpr int kSpanBytes = 8;
+  return 3 * std::max({own[0], own[1], own[2]}) * kSpanBytes + 16;
+}
+
+// Rows of zeros after each tile that warps meet in parts: meeting.cuh.
+int spare_rows(const Spec& s, const std::array<int, 3>& tile, const std::array<int, 3>& part, bool of_keys) {
+  const int met = part[0] * part[1] * part[2];
+  const bool lines = part[0] * part[1] > 1 && part[2] != tile[2], planes = part[0] > 1 && part[1] != tile[1];
+  return !s.meets_parts() || lines || planes || (!of_keys && met % s.chunk == 0) ? 0 : s.chunk - 1;
+}
+
+constexpr int kShared = 640;  // what one thread works out for all others
+
+int forward_bytes(const Spec& s) {
+  const int query = row_bytes(s, s.head_dim), rows = s.meets_parts() ? 16 : s.rows() * query;
+  const int keys = s.keys() + spare_rows(s, s.tile_kv, s.warp_kv, false);
+  return rows + s.stages * (keys * (query + row_bytes(s, s.head_dim_v)) + 16) + windows_bytes(s.tile_q) + kShared;
+}
 
 // Rows of a query and value, or key and value, take `row` bytes.
 int queries_bytes(const Spec& s, int row) {
-  return s.rows() * row + s.stages * s.keys() * row + s.rows() * ceil_div(s.keys(), 64) * 8 + 64;
+  const int rows = s.meets_parts() ? 32 : s.rows() * row;
+  const int keys = s.keys() + spare_rows(s, s.tile_kv, s.warp_kv, false);
+  return rows + s.stages * (keys * row + 16) + windows_bytes(s.tile_q) + kShared;
 }
 
 int keys_bytes(const Spec& s, int row) {
   const int keys = s.rows() / s.splits, step = s.chunk * s.splits;
-  const int queries = ceil_div(s.queries(), step) * step;
+  const int queries =
+      s.meets_parts() ? s.queries() + spare_rows(s, s.tile_q, s.warp_q, true) : ceil_div(s.queries(), step) * step;
   const int exchanged = s.splits > 1 ? 2 * (s.chunk / 16) * s.row_blocks * 4 * 32 : 1;
   constexpr int kWalkBytes = 208, kStatisticsBytes = 8;
-  return keys * row + s.stages * queries * (row + kStatisticsBytes + 8 * ceil_div(keys, 64)) +
+  return (s.meets_parts() ? 32 : keys * row) + s.stages * queries * (row + kStatisticsBytes) +
          2 * s.warps * 4 * (exchanged + 1) + (s.stages + 1) * kWalkBytes +
-         (s.add_queries ? 2 * keys * (queries + 8) : 16) + 512;
+         (s.add_queries ? 2 * keys * (queries + 8) : 16) + windows_bytes({1, 1, s.keys()}) + kShared;
 }
 
 // sm90_tiles.cuh: slabs of 64 features, and what is known of tiles and rows.
@@ -362,24 +390,19 @@ Spec merge_spec(Kernel kernel, DType dtype, int width, bool vectors) {
 }
 
 int shared_bytes(const Spec& s) {
-  const int query = row_step(s.head_dim), value = row_step(s.head_dim_v);
   switch (s.kernel) {
-    case Kernel::forward: {
-      const int tiles = s.stages * s.keys() * (query + value);
-      constexpr int kSpanBytes = 8, kBoxBytes = 3 * kSpanBytes, kWalkBytes = 16, kBlockBytes = 512;
-      return 2 * (s.rows() * std::max(query, value) + tiles) + s.rows() * kBoxBytes + s.warps * 2 * kBoxBytes +
-             s.stages * kWalkBytes + kBlockBytes;
-    }
+    case Kernel::forward:
+      return forward_bytes(s);
     case Kernel::sm90_forward:
       return boxes_bytes(s);
     case Kernel::sm90_queries:
     case Kernel::sm90_keys:
       return gradient_bytes(s);
     case Kernel::queries:
-      return queries_bytes(s, 2 * (query + value));
+      return queries_bytes(s, row_bytes(s, s.head_dim) + row_bytes(s, s.head_dim_v));
     case Kernel::keys:
     case Kernel::additional:
-      return keys_bytes(s, 2 * (query + value));
+      return keys_bytes(s, row_bytes(s, s.head_dim) + row_bytes(s, s.head_dim_v));
     case Kernel::plain_forward:
     case Kernel::plain_queries:
     case Kernel::plain_keys:

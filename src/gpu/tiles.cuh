@@ -1,7 +1,7 @@
 // Tiles of queries and keys: which row is which position, where it lies in memory, which keys it sees. Windows come from
 // geometry.h. Constants of the prologue: kTileQ, kTileHeads, kTurns (tiles along the heads that a block computes one after
-// the other), kTileKv (extents), kWarpQ (extents of the boxes whose rows follow
-// each other), kWarpKv (extents of the part of a key tile that a warp meets), kWindow, kStep, kCausal, kDilation, kRank,
+// the other), kTileKv (extents), kWarpQ and kWarpKv (extents of the boxes of queries and keys that a warp owns or meets of
+// them), kOwnsKeys (blocks own keys and meet queries, not the other way round), kWindow, kStep, kCausal, kDilation, kRank,
 // kDense (a band axis with kBandLeft, kBandRight, kBandBottom), kPacked, kKeyLengths.
 #pragma once
 
@@ -18,7 +18,6 @@ using geometry::Span;
 
 constexpr int kPositions = kTileQ[0] * kTileQ[1] * kTileQ[2];  // of a query tile, for one head
 constexpr int kKeys = kTileKv[0] * kTileKv[1] * kTileKv[2];    // of a key tile
-constexpr int kMet = kWarpKv[0] * kWarpKv[1] * kWarpKv[2];     // of them, those that a warp meets
 constexpr int kFirstAxis = 3 - kRank;                          // axes before have one position
 constexpr int kNoQuery = -1;
 
@@ -107,6 +106,14 @@ __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, const CellPla
   return cell;
 }
 
+// An axis of a cell in shared memory: the compiler knows the window again.
+__device__ __forceinline__ Axis axis_of(const Cell& cell, int a) {
+  Axis axis = cell.grid.axis[a];
+  if constexpr (kDense) axis.band = true;
+  else axis = geometry::neighborhood_axis(axis.keys, kWindow[a], kStep[a], kCausal[a]);
+  return axis;
+}
+
 __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
   return make_cell(args, cell_place(args, index));
 }
@@ -116,12 +123,12 @@ struct QueryTile {
   Box box;
   int head, heads, kv_head;
   // The heads of the tile: number `block` along the heads.
-  __device__ __forceinline__ void place_heads(const ForwardArgs& args, int block) {
-    const int group = args.heads / args.heads_kv, blocks_of_group = geometry::ceil_div(group, kTileHeads);
+  __device__ __forceinline__ void place_heads(const ForwardArgs& args, u32 block) {
+    const u32 all = args.heads, group = all / args.heads_kv, blocks_of_group = (group + kTileHeads - 1) / kTileHeads;
     kv_head = block / blocks_of_group;
     const int first = block % blocks_of_group * kTileHeads;
     head = kv_head * group + first;
-    heads = geometry::lo(kTileHeads, group - first);
+    heads = geometry::lo(kTileHeads, static_cast<int>(group) - first);
   }
 };
 
@@ -133,14 +140,15 @@ struct BlockTiles {
 };
 
 __device__ __forceinline__ BlockTiles tiles_of_block(const ForwardArgs& args) {
-  int block = static_cast<int>(blockIdx.x);
+  u32 block = blockIdx.x;
   int at[3] = {0, 0, 0};
   for (int a = 2; a >= kFirstAxis; --a) {
-    at[a] = block % args.work.tiles[a];
-    block /= args.work.tiles[a];
+    const u32 tiles = args.work.tiles[a];
+    at[a] = block % tiles;
+    block /= tiles;
     if (kDense || kCausal[a]) at[a] = args.work.tiles[a] - 1 - at[a];  // the longest first
   }
-  const int blocks = geometry::ceil_div(args.work.head_blocks, kTurns);
+  const u32 blocks = geometry::ceil_div(args.work.head_blocks, kTurns);
   BlockTiles all;
   all.first_head_block = block % blocks * kTurns;
   all.turns = geometry::lo(kTurns, args.work.head_blocks - all.first_head_block);
@@ -153,15 +161,29 @@ __device__ __forceinline__ BlockTiles tiles_of_block(const ForwardArgs& args) {
   return all;
 }
 
-// Row r of a tile: head-major, then boxes of kWarpQ row-major over kTileQ, then positions row-major over the box.
-__device__ __forceinline__ Position row_position(const QueryTile& tile, int row) {
-  constexpr int kBoxed = kWarpQ[0] * kWarpQ[1] * kWarpQ[2], kBoxes1 = kTileQ[1] / kWarpQ[1],
-                kBoxes2 = kTileQ[2] / kWarpQ[2];
-  const int p = row % kBoxed, box = row % kPositions / kBoxed;
+struct Extents {
+  int at[3];
+  __device__ constexpr int count() const { return at[0] * at[1] * at[2]; }
+};
+constexpr Extents kQueryTile = {{kTileQ[0], kTileQ[1], kTileQ[2]}}, kKeyTile = {{kTileKv[0], kTileKv[1], kTileKv[2]}};
+constexpr Extents kQueryBox = {{kWarpQ[0], kWarpQ[1], kWarpQ[2]}}, kKeyBox = {{kWarpKv[0], kWarpKv[1], kWarpKv[2]}};
+
+// Number r of a tile: boxes row-major over the tile, positions row-major over each.
+template <Extents kTile, Extents kBox>
+__device__ __forceinline__ Position boxed_position(u32 r) {
+  constexpr int kBoxes1 = kTile.at[1] / kBox.at[1], kBoxes2 = kTile.at[2] / kBox.at[2];
+  const u32 p = r % kBox.count(), box = r / kBox.count();
   Position at;
-  at.at[0] = tile.box.axis[0].begin + box / (kBoxes1 * kBoxes2) * kWarpQ[0] + p / (kWarpQ[1] * kWarpQ[2]);
-  at.at[1] = tile.box.axis[1].begin + box / kBoxes2 % kBoxes1 * kWarpQ[1] + p / kWarpQ[2] % kWarpQ[1];
-  at.at[2] = tile.box.axis[2].begin + box % kBoxes2 * kWarpQ[2] + p % kWarpQ[2];
+  at.at[0] = box / (kBoxes1 * kBoxes2) * kBox.at[0] + p / (kBox.at[1] * kBox.at[2]);
+  at.at[1] = box / kBoxes2 % kBoxes1 * kBox.at[1] + p / kBox.at[2] % kBox.at[1];
+  at.at[2] = box % kBoxes2 * kBox.at[2] + p % kBox.at[2];
+  return at;
+}
+
+// Row r of a tile of queries: head-major, then by the boxes that warps own.
+__device__ __forceinline__ Position row_position(const QueryTile& tile, int row) {
+  Position at = boxed_position<kQueryTile, kOwnsKeys ? kQueryTile : kQueryBox>(row % kPositions);
+  for (int a = 0; a < 3; ++a) at.at[a] += tile.box.axis[a].begin;
   return at;
 }
 __device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const Position& p) {
@@ -200,57 +222,16 @@ __device__ __forceinline__ RowIndex row_index(const ForwardArgs& args, long long
 
 // Key `c` of a box of kExtent1 by kExtent2 keys a plane that starts at `origin`.
 template <int kExtent1, int kExtent2>
-__device__ __forceinline__ Position box_position(const Position& origin, int c) {
+__device__ __forceinline__ Position box_position(const Position& origin, u32 c) {
   Position at;
   at.at[0] = origin.at[0] + c / (kExtent1 * kExtent2);
   at.at[1] = origin.at[1] + c / kExtent2 % kExtent1;
   at.at[2] = origin.at[2] + c % kExtent2;
   return at;
 }
-// Of a tile of keys, and of the part of one that a warp meets.
+// Of a tile of keys.
 __device__ __forceinline__ Position key_position(const Position& origin, int c) {
   return box_position<kTileKv[1], kTileKv[2]>(origin, c);
-}
-__device__ __forceinline__ Position met_position(const Position& origin, int c) {
-  return box_position<kWarpKv[1], kWarpKv[2]>(origin, c);
-}
-
-// Bit c of the mask is set when key c of the part that starts at `origin` lies in `seen`, one axis after the other: the
-// bits of a line, repeated for every line that is seen.
-constexpr int kMaskWords = (kMet + 63) / 64;
-struct KeyMask {
-  u64 word[kMaskWords];
-};
-
-__device__ __forceinline__ u64 bits_between(int begin, int end) {  // of 64
-  const u64 below_end = end >= 64 ? ~0ull : end <= 0 ? 0ull : (1ull << end) - 1;
-  return begin <= 0 ? below_end : begin >= 64 ? 0ull : below_end & ~((1ull << begin) - 1);
-}
-
-__device__ __forceinline__ KeyMask key_mask(const Span (&seen)[3], const Position& origin) {
-  KeyMask mask;
-  if constexpr (kRank == 1) {
-    const int begin = seen[2].begin - origin.at[2], end = seen[2].end - origin.at[2];
-    for (int w = 0; w < kMaskWords; ++w) mask.word[w] = bits_between(begin - 64 * w, end - 64 * w);
-  } else {
-    for (int w = 0; w < kMaskWords; ++w) mask.word[w] = 0;
-    const u64 line =
-        bits_between(seen[2].begin - origin.at[2], seen[2].end - origin.at[2]) & bits_between(0, kWarpKv[2]);
-#pragma unroll
-    for (int i = 0; i < kWarpKv[0]; ++i) {
-      const bool in_plane = kRank < 3 || seen[0].contains(origin.at[0] + i);
-#pragma unroll
-      for (int j = 0; j < kWarpKv[1]; ++j) {
-        const u64 here = in_plane && seen[1].contains(origin.at[1] + j) ? line : 0ull;
-        const int first = (i * kWarpKv[1] + j) * kWarpKv[2];  // a line may lie in two words
-        mask.word[first / 64] |= here << (first % 64);
-        if (first / 64 + 1 < kMaskWords && first % 64 + kWarpKv[2] > 64) {
-          mask.word[first / 64 + 1] |= here >> (64 - first % 64);
-        }
-      }
-    }
-  }
-  return mask;
 }
 
 }  // namespace vicus::gpu
