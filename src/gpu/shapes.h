@@ -51,7 +51,9 @@ inline constexpr Shape kBackwardQueries[] = {
     {64, 4, 2, 2, 128, 112, 2, 0.9, Shape::parts},
     {128, 8, 2, 2, 256, 32, 1, 1.0, Shape::dense, 1, 32, false},
     {128, 4, 1, 2, 64, 64, 1, 1.2},
-    {256, 4, 1, 2, 64, 32, 1, 1.0, Shape::all, 1, 16, false},
+    {240, 4, 1, 2, 64, 32, 1, 1.0, Shape::all, 1, 16, false},
+    {256, 4, 1, 2, 64, 32, 1, 1.0, Shape::unbiased, 1, 16, false},
+    {256, 4, 1, 2, 64, 16, 1, 1.2, Shape::all, 1, 16, false},
 };
 inline constexpr Shape kBackwardKeys[] = {
     {64, 4, 2, 2, 64, 128, 2, 1.0, Shape::dense, 1, 32, false},
