@@ -73,10 +73,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   __syncthreads();
   const Shared& shared = smem.shared;
   if (shared.all.tile.box.empty()) return;
-  const QueryTile tile = shared.all.tile;
-  const Sources from = shared.from;
-  const Box hull = shared.hull;
-  const int tiles = kStages == 1 ? 1 : shared.tiles;
+  const QueryTile& tile = shared.all.tile;
+  const Sources& from = shared.from;
+  const Box& hull = shared.hull;
+  const auto tiles = [&] { return kStages == 1 ? 1 : shared.tiles; };
 
   if constexpr (!kGathers) {
     load_query_rows<kRows, kHeadDim, kThreads>(args.query, shared.query, tile, smem.query);
@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   };
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) {
-    if (s < tiles) load_next(s);
+    if (s < tiles()) load_next(s);
     cp_async_commit();
   }
 
@@ -129,14 +129,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   Sums<kDq> sums = {};
   int stage = 0;
-  for (int t = 0; t < tiles; ++t) {
+  for (int t = 0; t < tiles(); ++t) {
     cp_async_wait<kAhead - 1>();
     __syncthreads();
     if (!kGathers && t == 0) {
       query.hold();
       grad_output.hold();
     }
-    if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
+    if (kStages > 1 && t + kAhead < tiles()) load_next(stage == 0 ? kStages - 1 : stage - 1);
     cp_async_commit();
     const Meeting meeting = meet_in_chunks(smem.windows, met_tile(args, smem.walk[stage]));
     const int steps = meeting.use == TileUse::skip ? 0 : kColumnSteps;
@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int half = 0; half < 2; ++half) {
       u32 two[kDq / 8];
       pack_row(sums, m, half, args.scale_log2 * kLn2, two);
-      const int row = first_row() + 16 * m + 8 * half + lane / 4;
+      const int row = anew(first_row() + 16 * m + 8 * half + lane / 4);
       const Position p = row_position(tile, row);
       store_row<kHeadDim>(
           static_cast<u16*>(args.grad_query.data) + shared.grad_query.row(p, tile.head + row / kPositions),

@@ -146,7 +146,7 @@ __device__ __forceinline__ void finish(const ForwardArgs& args, const QueryTile&
       }
       u32 two[kDv / 8];
       pack_row(out, m, half, factor, two);
-      const int row = first_row() + 16 * m + 8 * half + lane / 4, head = tile.head + row / kPositions;
+      const int row = anew(first_row() + 16 * m + 8 * half + lane / 4), head = tile.head + row / kPositions;
       const Position p = row_position(tile, row);
       const bool exists = row_exists(tile, row, p);
       store_row<kHeadDimV>(static_cast<u16*>(args.output.data) + smem.shared.output.row(p, head), exists, 0, two);
@@ -181,11 +181,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
   const int turns = kTurns > 1 ? smem.shared.all.turns : 1;
   for (int turn = 0; turn < turns; ++turn) {
     if (turn > 0) __syncthreads();  // all is read
-    const Sources from = smem.shared.from;
-    const Box hull = smem.shared.hull;
-    const int tiles = kStages == 1 ? 1 : smem.shared.tiles;
-    QueryTile tile = smem.shared.all.tile;
-    if constexpr (kTurns > 1) tile.place_heads(args, smem.shared.all.first_head_block + turn);
+    const Sources& from = smem.shared.from;
+    const Box& hull = smem.shared.hull;
+    const auto tiles = [&] { return kStages == 1 ? 1 : smem.shared.tiles; };
+    QueryTile turned;
+    if constexpr (kTurns > 1) {
+      turned = smem.shared.all.tile;
+      turned.place_heads(args, smem.shared.all.first_head_block + turn);
+    }
+    const QueryTile& tile = kTurns > 1 ? turned : smem.shared.all.tile;
     KeyWalk ahead;
     const auto load_next = [&](int into) {
       if (threadIdx.x == 0) smem.walk[into] = ahead;
@@ -199,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     ahead.begin(hull);
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
-      if (s < tiles) load_next(s);
+      if (s < tiles()) load_next(s);
       cp_async_commit();
     }
     Resident<kHeadDim, kGathers> queries;
@@ -217,10 +221,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     softmax.begin();
     Sums<kDv> out = {};
     int stage = 0;
-    for (int t = 0; t < tiles; ++t) {
+    for (int t = 0; t < tiles(); ++t) {
       cp_async_wait<kAhead - 1>();
       __syncthreads();
-      if (kStages > 1 && t + kAhead < tiles) load_next(stage == 0 ? kStages - 1 : stage - 1);
+      if (kStages > 1 && t + kAhead < tiles()) load_next(stage == 0 ? kStages - 1 : stage - 1);
       cp_async_commit();
       const Meeting meeting = meet(smem.windows, met_tile(args, smem.walk[stage]));
       if (meeting.use != TileUse::skip) {

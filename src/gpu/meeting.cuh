@@ -55,9 +55,9 @@ __device__ __forceinline__ Position own_position(int row) {
 
 // The rows of the calling warp, and the box of positions around them, from where the tile begins.
 __device__ __forceinline__ int first_row() { return threadIdx.x / 32 / kSplits * kWarpRows; }
-__device__ __forceinline__ Box positions_of_warp() {
+__device__ __forceinline__ Box positions_of_rows(int first) {
   Box box;
-  const int first = first_row(), last = first + kWarpRows - 1;
+  const int last = first + kWarpRows - 1;
   if constexpr (kGathers) {
     const Position p = own_position(first);
     for (int a = 0; a < 3; ++a) box.axis[a] = {p.at[a], p.at[a] + kOwnBox.at[a]};
@@ -233,7 +233,7 @@ __device__ __forceinline__ Meeting meet(const Windows& windows, const MetTile& t
   if (kAdditional && tile.additional) {
     whole = whole && tile.tokens >= kKeys;
   } else {
-    const Box own = positions_of_warp();
+    const Box own = positions_of_rows(kGathers ? first : anew(first));
     for (int a = kFirstAxis; a < 3; ++a) {
       const int end = geometry::lo(own.axis[a].end, windows.count[a]);
       seen = seen && own.axis[a].begin < end;

@@ -84,6 +84,13 @@ __device__ __forceinline__ void red_add(float* to, float a, float b, float c, fl
 #endif
 }
 
+// `x`, of which the compiler knows nothing: it cannot work out early, and keep, what is made of it.
+__device__ __forceinline__ int anew(int x) {
+  int y;
+  asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // `width` bits from bit `first` on; what lies beyond the register is left out.
 __device__ __forceinline__ u32 bit_mask(int first, int width) {
   u32 mask;

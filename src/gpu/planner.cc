@@ -22,8 +22,8 @@
 namespace vicus::gpu {
 namespace {
 
-/// Query gradients are summed with atomics up to this head dim: beyond, registers do not suffice.
-constexpr int kMostSummed = 128;
+/// Query gradients are summed with atomics up to this head dim: beyond, registers do not suffice. Biases take some.
+constexpr int kMostSummed = 128, kMostSummedBiased = 96;
 /// Registers hold a block's own rows up to this head dim, whatever the problem.
 constexpr int kHoldEasily = 96;
 /// Work besides products, in multiply-adds: of a pair (softmax, mask), of a byte that is loaded, of a block (its start and
@@ -289,8 +289,8 @@ bool plan_backward(Plan& plan) {
   g.backward.keys = search(plan, Kernel::keys, kBackwardKeys);
   // Where warps meet parts of tiles, sums with atomics would take longer than a pass of their own.
   const bool parts = g.backward.keys.warp_keys[0] > 0;
-  g.backward.add_queries =
-      plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= kMostSummed && !parts;
+  const int most = p.rpb || p.attn_bias ? kMostSummedBiased : kMostSummed;
+  g.backward.add_queries = plan.backward.kv_splits_allowed > 1 && std::max(p.head_dim, p.head_dim_v) <= most && !parts;
   if (g.backward.add_queries) {
     g.backward.queries = {};
     g.backward.keys = search(plan, Kernel::keys, kBackwardKeysAdding);

@@ -123,12 +123,12 @@ struct QueryTile {
   Box box;
   int head, heads, kv_head;
   // The heads of the tile: number `block` along the heads.
-  __device__ __forceinline__ void place_heads(const ForwardArgs& args, u32 block) {
-    const u32 all = args.heads, group = all / args.heads_kv, blocks_of_group = (group + kTileHeads - 1) / kTileHeads;
+  __device__ __forceinline__ void place_heads(const ForwardArgs& args, int block) {
+    const int group = args.heads / args.heads_kv, blocks_of_group = geometry::ceil_div(group, kTileHeads);
     kv_head = block / blocks_of_group;
     const int first = block % blocks_of_group * kTileHeads;
     head = kv_head * group + first;
-    heads = geometry::lo(kTileHeads, static_cast<int>(group) - first);
+    heads = geometry::lo(kTileHeads, group - first);
   }
 };
 
@@ -171,12 +171,14 @@ constexpr Extents kQueryBox = {{kWarpQ[0], kWarpQ[1], kWarpQ[2]}}, kKeyBox = {{k
 // Number r of a tile: boxes row-major over the tile, positions row-major over each.
 template <Extents kTile, Extents kBox>
 __device__ __forceinline__ Position boxed_position(u32 r) {
-  constexpr int kBoxes1 = kTile.at[1] / kBox.at[1], kBoxes2 = kTile.at[2] / kBox.at[2];
-  const u32 p = r % kBox.count(), box = r / kBox.count();
+  // As constants of their own: the compiler would read members of a template's argument from memory.
+  constexpr u32 kExtent1 = kBox.at[1], kExtent2 = kBox.at[2], kPlane = kExtent1 * kExtent2, kCount = kBox.count();
+  constexpr u32 kBoxes1 = kTile.at[1] / kExtent1, kBoxes2 = kTile.at[2] / kExtent2, kExtent0 = kBox.at[0];
+  const u32 p = r % kCount, box = r / kCount;
   Position at;
-  at.at[0] = box / (kBoxes1 * kBoxes2) * kBox.at[0] + p / (kBox.at[1] * kBox.at[2]);
-  at.at[1] = box / kBoxes2 % kBoxes1 * kBox.at[1] + p / kBox.at[2] % kBox.at[1];
-  at.at[2] = box % kBoxes2 * kBox.at[2] + p % kBox.at[2];
+  at.at[0] = box / (kBoxes1 * kBoxes2) * kExtent0 + p / kPlane;
+  at.at[1] = box / kBoxes2 % kBoxes1 * kExtent1 + p / kExtent2 % kExtent1;
+  at.at[2] = box % kBoxes2 * kExtent2 + p % kExtent2;
   return at;
 }
 
