@@ -25,6 +25,7 @@ extern "C" __global__ void use_everything(const int* in, long long* out) {
   const TileCounts tiles = tile_counts(dense, in[6], in[7]);
   long long n = 0;
   n += window(axis, x).begin + hull(axis, q).end + core(axis, q).size() + queries_of(axis, k).end;
+  n += queries_of_all(axis, k).end;
   n += window(dense, x).end + intersect(q, k).size() + q.contains(x) + q.contains(k) + (q == k) + k.empty();
   n += classify(axis, q, k) == TileClass::full;
   n += classify(grid, qs, ks) == TileClass::partial;
