@@ -204,8 +204,9 @@ class BoxSearch {
   void consider(const BoxShape& shape, GpuKernelPlan& k, const Extent& rows, const Extent& columns, Found& found) {
     const int count = columns[0] * columns[1] * columns[2];
     const Counts n = total(k.stack_axis, shape.warpgroups, rows, columns);
-    const double heads = static_cast<double>(p_.heads_kv) *
-                         std::ceil(static_cast<double>(p_.heads / p_.heads_kv) / k.tile.heads);  // tiles along them
+    const std::int64_t group = p_.heads / p_.heads_kv;
+    const double heads =
+        static_cast<double>(p_.heads_kv) * std::ceil(static_cast<double>(group) / k.tile.heads);  // tiles along them
     const double blocks = tiles(rows) * (of_keys() ? static_cast<double>(p_.heads_kv) : heads);
     const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;

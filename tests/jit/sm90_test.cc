@@ -82,7 +82,8 @@ double counted(const Plan& plan) {
     }
   }
   const std::int64_t group = plan.problem.heads / plan.problem.heads_kv;
-  return pairs * static_cast<double>(plan.problem.heads_kv * ((group + k.tile.heads - 1) / k.tile.heads));
+  const std::int64_t tiles_of_group = (group + k.tile.heads - 1) / k.tile.heads;
+  return pairs * static_cast<double>(plan.problem.heads_kv * tiles_of_group);
 }
 
 TEST(Boxes, WorkIsCountedExactly) {
