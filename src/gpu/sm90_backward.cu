@@ -192,7 +192,7 @@ struct Attend {
     }
   }
 
-  // dS to shared memory, as operands of both products.
+  // dS to shared memory, as operand of its product.
   __device__ __forceinline__ void put_grads() {
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
 #pragma unroll

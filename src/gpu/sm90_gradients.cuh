@@ -25,7 +25,6 @@ __device__ __forceinline__ Span columns_of_all(const Axis& axis, Span rows) {
   return kOfKeys ? geometry::queries_of_all(axis, rows) : geometry::core(axis, rows);
 }
 __device__ __forceinline__ int rows_of(const Axis& axis) { return kOfKeys ? axis.keys : axis.queries; }
-__device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
 
 // What is in a stage.
 struct ColumnTile {
