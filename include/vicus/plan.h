@@ -20,7 +20,7 @@ enum class Engine : std::uint8_t {
   reference,  ///< naive float64 loops; never fast, never wrong
   cpu,        ///< tiled, vectorised, threaded
   sm80,       ///< NVIDIA GPUs since Ampere: kernels compiled for the problem at run time; tensors are device memory
-  sm90,       ///< sm80, with a forward pass for compute capability 9.0 (H100, H200): copy engine and warpgroup products
+  sm90,       ///< sm80, with others for compute capability 9.0 (H100, H200): copy engine and warpgroup products
 };
 
 /// Whether the tensors of its calls are memory of a GPU.
@@ -119,7 +119,7 @@ struct BackwardPlan {
 /// How a kernel of a GPU engine multiplies.
 enum class GpuKernels : std::uint8_t {
   tensor_cores,  ///< bfloat16 and float16 with float32 sums, head dims up to 256
-  warpgroups,    ///< the same by warpgroups out of boxes that the copy engine loads: the forward pass of engine sm90
+  warpgroups,    ///< the same by warpgroups out of boxes that the copy engine loads: engine sm90
   plain,  ///< exact multiply-adds in float32, float64 for float64: every dtype and alignment, head dims up to 512
 };
 /// "tensor cores", "warpgroups" or "plain".

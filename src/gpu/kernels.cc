@@ -47,6 +47,7 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (call.grad_query) add(Kernel::sm90_queries);
     if (call.grad_keys) add(Kernel::sm90_keys);
     if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::additional);
+    if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
     return list;
   }
   const bool summed = portable.add_queries && call.grad_query;  // by the kernels of keys

@@ -13,7 +13,7 @@ namespace vicus::gpu {
 /// Empty when the kernels take the (valid) problem, otherwise the reason in words.
 [[nodiscard]] std::string supports(const Problem& problem);
 
-/// The same of the forward pass by boxes and warpgroups, engine sm90.
+/// The same of the forward pass by boxes and warpgroups, engine sm90. Whether gradients go so, plan_box_gradients knows.
 [[nodiscard]] std::string supports_boxes(const Problem& problem);
 
 /// Tiles of that forward pass on `plan.gpu.device`: no rows where none fits, and what was considered. Tiles that the

@@ -43,6 +43,7 @@ struct Sm90Args {
 struct Sm90BackwardArgs {
   TensorMap row_first, row_second, first, second, additional_first, additional_second;
   BackwardArgs backward;
+  int places = 0;  ///< packed sequences: for tiles of rows, as above
 };
 
 }  // namespace vicus::gpu

@@ -20,7 +20,7 @@
 namespace vicus::gpu {
 
 constexpr int kLoadRegisters = kWarpgroups == 3 ? 32 : 24, kMathRegisters = kWarpgroups == 3 ? 160 : 240;
-constexpr int kGradsReady = 1;  // named barriers of the math
+constexpr int kShown = 1;  // named barriers of the math
 
 // Where operands are, in units of 16 bytes: everything from one register.
 constexpr int kUnit = 16;
@@ -204,8 +204,7 @@ struct Attend {
       for (int i = 0; i < 4; ++i) four[i] = Half::pack(p.grads[4 * n + 2 * i], p.grads[4 * n + 2 * i + 1]);
       stmatrix_x4(smem_address(slab) + 2 * (row * kSlab + (eight ^ row % 8) * 8), four);
     }
-    fence_proxy_async();
-    barrier_sync(kGradsReady + warpgroup, kWarpgroupThreads);
+    show_products(kShown + warpgroup);
     buffer ^= 1;
   }
 
@@ -259,6 +258,17 @@ struct Attend {
     before = ring;
   }
 
+  // Columns past the end of a sequence become zeros.
+  __device__ __forceinline__ void clear_others() const {
+    const KeyWalk& walk = smem.tile[ring.stage].walk;
+    if (kAdditional && walk.additional) return;
+    const int present = columns_of(smem.rows.cell.grid.axis[2]) - walk.origin.at[2];
+    if (present >= kColumns) return;
+    clear_rows(smem.first[ring.stage], present);
+    if constexpr (kOfKeys) clear_rows(smem.second[ring.stage], present);
+    show_products(kShown + warpgroup);
+  }
+
   __device__ __forceinline__ void run() {
     const int tiles = smem.tiles;
     for (int t = 0; t < tiles; ++t) {
@@ -268,6 +278,7 @@ struct Attend {
         if (pending) finish_pending();  // what comes next may need its stage
         leave(ring);
       } else if (use == TileUse::masked) {
+        if constexpr (kOthers) clear_others();
         if (pending) step<true, true>();
         else step<false, true>();
       } else {
@@ -318,7 +329,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
     }
     fence_mbarrier_init();
   }
+  if (threadIdx.x == 32) smem.rows = row_tile(args);  // here, where it has registers
   __syncthreads();
+  if (smem.rows.tile.box.empty()) return;
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (role == 0) {
     registers_down<kLoadRegisters>();

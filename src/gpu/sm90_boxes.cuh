@@ -97,6 +97,46 @@ __device__ __forceinline__ void load_box(const TensorMap& map, const u16* to, co
   }
 }
 
+// Rows of a tile from `present` on become zeros, by a warpgroup. What follows a sequence is of others, perhaps NaN, which
+// weights of zero would keep. Every warpgroup clears for itself: where two meet, both write zeros.
+template <int kBoxSlabs, int kElements>
+__device__ __forceinline__ void clear_rows(u16 (&tile)[kBoxSlabs][kElements], int present) {
+  constexpr int kChunks = kSlab * 2 / 16;  // of a row
+#pragma unroll 1
+  for (int slab = 0; slab < kBoxSlabs; ++slab) {
+    uint4* const rows = reinterpret_cast<uint4*>(tile[slab]);
+#pragma unroll 1
+    for (int i = present * kChunks + static_cast<int>(threadIdx.x) % kWarpgroupThreads; i < kElements / 8;
+         i += kWarpgroupThreads) {
+      rows[i] = uint4{0, 0, 0, 0};
+    }
+  }
+}
+
+// What a warpgroup has written to shared memory is seen by its products afterwards; by a named barrier of its own.
+__device__ __forceinline__ void show_products(int barrier) {
+  fence_proxy_async();
+  barrier_sync(barrier, kWarpgroupThreads);
+}
+
+// A tile of a packed sequence.
+struct SequenceTile {
+  int sequence, tile;
+};
+
+// At place `n`: of the last of the sequences whose places begin there or before, perhaps past its end.
+__device__ __forceinline__ SequenceTile find_sequence(const int* cumulative, int tokens, int sequences, int extent,
+                                                      int n) {
+  const auto first_place = [&](int s) { return places_before(geometry::clamp(cumulative[s], 0, tokens), s, extent); };
+  int first = 0, past = sequences;
+  while (past - first > 1) {
+    const int middle = first + (past - first) / 2;
+    if (first_place(middle) <= n) first = middle;
+    else past = middle;
+  }
+  return {first, geometry::hi(n - first_place(first), 0)};
+}
+
 // The token at a position of a cell; boxes step by the dilation by themselves.
 __device__ __forceinline__ Position token_of(const Cell& cell, const Position& p, int first) {
   Position token;

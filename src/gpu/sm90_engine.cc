@@ -142,9 +142,14 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
+  const bool of_keys = spec.kernel == Kernel::sm90_keys;
+  Sm90BackwardArgs all;
+  if (spec.packed) {
+    all.places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
+    blocks = std::int64_t{all.places} * args.work.head_blocks;
+  }
   require_countable("tiles of keys or queries", blocks);
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
-  const bool of_keys = spec.kernel == Kernel::sm90_keys;
   Extent rows = spec.tile_q;
   rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
   const Extent line = {1, 1, spec.keys()}, undilated = {1, 1, 1};
@@ -153,7 +158,6 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
   const TensorMap grad = map_of(grad_output, spec.rank, 1, queries, spec.dilation);
   const TensorMap key = map_of(in.key, spec.rank, 1, keys, spec.dilation);
   const TensorMap value = map_of(in.value, spec.rank, 1, keys, spec.dilation);
-  Sm90BackwardArgs all;
   all.row_first = of_keys ? key : query;
   all.row_second = of_keys ? value : grad;
   all.first = of_keys ? query : key;

@@ -76,21 +76,6 @@ struct Products {
   }
 };
 
-// Rows of a value tile from `present` on become zeros: what follows a sequence may be NaN, which weights of zero keep.
-// Every warpgroup does it for itself; where two meet, both write zeros.
-__device__ __forceinline__ void clear_values(Smem& smem, int stage, int present, int warpgroup) {
-  constexpr int kChunks = kSlab * 2 / 16;  // of a row
-  for (int slab = 0; slab < kValueSlabs; ++slab) {
-    uint4* const rows = reinterpret_cast<uint4*>(smem.value[stage][slab]);
-    for (int i = present * kChunks + static_cast<int>(threadIdx.x) % kWarpgroupThreads; i < kKeys * kChunks;
-         i += kWarpgroupThreads) {
-      rows[i] = uint4{0, 0, 0, 0};
-    }
-  }
-  fence_proxy_async();
-  barrier_sync(kCleared + warpgroup, kWarpgroupThreads);
-}
-
 // One warpgroup's rows of one tile of queries.
 struct Attend {
   const Sm90Args& all;
@@ -153,7 +138,10 @@ struct Attend {
 
   __device__ __forceinline__ void start_sums() {
     mbarrier_wait(smem_address(&smem.value_full[before.stage]), before.phase);
-    if (kRagged && present < kKeys) clear_values(smem, before.stage, present, warpgroup);
+    if (kRagged && present < kKeys) {
+      clear_rows(smem.value[before.stage], present);
+      show_products(kCleared + warpgroup);
+    }
     p.start_sums(before.stage);
   }
 

@@ -15,6 +15,8 @@ constexpr int kStatisticsWarps = kColumns % 96 == 0 ? 3 : kColumns % 64 == 0 ? 2
 static_assert(!kOfKeys || kColumns % 32 == 0);
 constexpr bool kOfQueries = !kOfKeys;
 constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
+// Columns that follow the last one of a sequence are those of others, or padding.
+constexpr bool kOthers = kPacked || (kKeyLengths && kOfQueries);
 constexpr int kGradSlabs = (kColumns + kSlab - 1) / kSlab;
 
 // What rows see: the columns of any of them, and those of all.
@@ -24,7 +26,11 @@ __device__ __forceinline__ Span columns_of_any(const Axis& axis, Span rows) {
 __device__ __forceinline__ Span columns_of_all(const Axis& axis, Span rows) {
   return kOfKeys ? geometry::queries_of_all(axis, rows) : geometry::core(axis, rows);
 }
-__device__ __forceinline__ int rows_of(const Axis& axis) { return kOfKeys ? axis.keys : axis.queries; }
+__device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
+// Rows that are stored: padded keys, which nobody sees, too.
+__device__ __forceinline__ int rows_of(const BackwardArgs& args, const Axis& axis) {
+  return kOfQueries ? axis.queries : kKeyLengths ? args.keys : axis.keys;
+}
 
 // What is in a stage.
 struct ColumnTile {
@@ -59,26 +65,35 @@ struct alignas(1024) Smem {
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
-__device__ __forceinline__ RowTile row_tile(const BackwardArgs& args) {
+__device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
+  const BackwardArgs& args = all.backward;
   RowTile rows;
   int block = static_cast<int>(blockIdx.x), at[3] = {0, 0, 0};
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
-    at[a] = block % args.work.tiles[a];
-    block /= args.work.tiles[a];
+    const int tiles = kPacked ? all.places : args.work.tiles[a];
+    at[a] = block % tiles;
+    block /= tiles;
     // The longest first: later queries see more keys, earlier keys are seen by more queries.
-    if (kOfQueries && (kDense || kCausal[a])) at[a] = args.work.tiles[a] - 1 - at[a];
+    if (kOfQueries && (kDense || kCausal[a])) at[a] = tiles - 1 - at[a];
   }
   const int heads = kOfKeys ? args.heads_kv : args.heads;
   rows.group = args.heads / args.heads_kv;
   rows.tile.head = block % heads;
   rows.tile.heads = 1;
   rows.tile.kv_head = kOfKeys ? rows.tile.head : rows.tile.head / rows.group;
-  rows.cell = make_cell(args, cell_place(args, block / heads));
+  CellPlace cell = cell_place(args, block / heads);
+  if constexpr (kPacked) {
+    const auto [sequence, tile] = find_sequence(kOfKeys ? args.cumulative_keys : args.cumulative_queries,
+                                                kOfKeys ? args.keys : args.len[2], args.sequences, kTileQ[2], at[2]);
+    cell.sequence = sequence;
+    at[2] = tile;
+  }
+  rows.cell = make_cell(args, cell);
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
     rows.tile.box.axis[a] =
-        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], rows_of(rows.cell.grid.axis[a]));
+        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], rows_of(args, rows.cell.grid.axis[a]));
   }
   return rows;
 }
@@ -184,13 +199,11 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
 __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
   constexpr int kTokenBytes = kSlab * 2;
   const BackwardArgs& b = args.backward;
-  if (threadIdx.x == 0) smem.rows = row_tile(b);
-  __syncwarp();
-  note_columns(smem);
-  if (threadIdx.x != 0) return;
   const RowTile& rows = smem.rows;
   const Cell& cell = rows.cell;
-  smem.tiles = rows.tile.box.empty() ? 0 : column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
+  note_columns(smem);
+  if (threadIdx.x != 0) return;
+  smem.tiles = column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
   const int first_row = kOfKeys ? cell.first_key : cell.first_query;
   const int first_column = kOfKeys ? cell.first_query : cell.first_key;
   const Rows &row_first = kOfKeys ? b.key : b.query, &row_second = kOfKeys ? b.value : b.grad_output;

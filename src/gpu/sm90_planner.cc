@@ -331,8 +331,7 @@ GpuGradientPlan plan_box_gradients(const Plan& plan) {
   GpuGradientPlan gradients;
   // Both head dims are rows of a product here.
   const bool whole = p.rank() < 3 || p.head_dim_v % (2 * kUnit) == 0;
-  const auto* dense = std::get_if<Dense>(&p.mask);
-  if (!whole || (dense != nullptr && (dense->packed() || dense->padded()))) return gradients;
+  if (!whole) return gradients;
   gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;
   gradients.queries = BoxSearch(plan, Kernel::sm90_queries).run({}, {}).best;
   return gradients;

@@ -20,22 +20,6 @@ struct TilePlace {
 // Tiles differ in length: in causal attention.
 constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
 
-// Of the packed sequences the last whose places begin at `n` or before, and which of its tiles that is.
-__device__ __forceinline__ void find_sequence(const Sm90Args& args, int n, TilePlace& place) {
-  const auto first_place = [&](int s) {
-    const int tokens = geometry::clamp(args.forward.cumulative_queries[s], 0, args.forward.len[2]);
-    return places_before(tokens, s, kTileQ[2]);
-  };
-  int first = 0, past = args.sequences;
-  while (past - first > 1) {
-    const int middle = first + (past - first) / 2;
-    if (first_place(middle) <= n) first = middle;
-    else past = middle;
-  }
-  place.cell.sequence = first;
-  place.at[2] = geometry::hi(n - first_place(first), 0);
-}
-
 __device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
   const ForwardArgs& args = all.forward;
   TilePlace place;
@@ -59,7 +43,12 @@ __device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
   place.heads = heads.heads;
   place.kv_head = heads.kv_head;
   place.cell = cell_place(args, shared ? 0 : block / args.work.head_blocks);
-  if (shared) find_sequence(all, at_place, place);
+  if (shared) {
+    const auto [sequence, tile] =
+        find_sequence(args.cumulative_queries, args.len[2], all.sequences, kTileQ[2], at_place);
+    place.cell.sequence = sequence;
+    place.at[2] = tile;
+  }
   return place;
 }
 

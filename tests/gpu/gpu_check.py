@@ -20,8 +20,8 @@ UNITS = {torch.bfloat16: 0.5, torch.float16: 0.5, torch.float32: 32, torch.float
 CAUSAL = {"none": 0, "top_left": 1, "bottom_right": 2}
 
 
-def options(deterministic: bool) -> tuple[int, ...]:
-    return _arguments.pack_options(deterministic=deterministic, kv_parallelism=not deterministic)
+def options(deterministic: bool, engine="auto") -> tuple[int, ...]:
+    return _arguments.pack_options(engine, deterministic=deterministic, kv_parallelism=not deterministic)
 
 
 def by_engine(engine: str, q_tile=(0, 0, 0), kv_tile=(0, 0, 0)) -> tuple[int, ...]:

@@ -114,6 +114,9 @@ def calls() -> dict[str, Call]:
 
     lists = {"packed": (packed, [(1, 90, 4, 64), (1, 170, 2, 64), (1, 170, 2, 64)])}
     lists["padded"] = padded, [(2, 40, 4, 40), (2, 70, 2, 40), (2, 70, 2, 24)]
+    # Gradients of engine sm80 on every device.
+    lists["packed, wide"] = packed, [(1, 90, 4, 256), (1, 170, 2, 256), (1, 170, 2, 256)]
+    lists["padded, wide"] = padded, [(2, 40, 4, 200), (2, 70, 2, 200), (2, 70, 2, 200)]
     found = {
         f"{name}, {'deterministic' if way else 'with atomics'}, {dtype}": Call(
             functools.partial(function, deterministic=way), dtype, shapes

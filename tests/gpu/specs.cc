@@ -229,6 +229,15 @@ std::vector<BoxCase> box_cases() {
     list.back().problem.heads = 16;
     add(d, d, {5000}, Neighborhood{.kernel_size = 300, .dilation = 8}, d == 128 ? 9 : 0);
   }
+  // Gradients of all head dims that have them.
+  Dense sliding_packed = sliding, sliding_padded = sliding;
+  sliding_packed.device = packed.device;
+  sliding_padded.device.key_lengths = true;
+  for (const auto& [d, dv] : {std::pair(40, 40), std::pair(72, 128), std::pair(192, 128)}) {
+    add(d, dv, {3000}, sliding_packed, d == 72 ? 9 : 0);
+    list.back().problem.batch = 1;
+    add(d, dv, {3000}, sliding_padded, d == 40 ? 9 : 0);
+  }
   add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
   add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
   return list;

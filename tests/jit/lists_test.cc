@@ -13,6 +13,7 @@
 #include "fake_cuda.h"
 #include "gpu/plain_args.h"
 #include "gpu/rest_args.h"
+#include "gpu/sm90_args.h"
 #include "jit/device.h"
 #include "jit/driver.h"
 #include "vicus/vicus.hpp"
@@ -41,6 +42,7 @@ class GpuLists : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-c
       fake.arg_bytes[name] = sizeof(gpu::BackwardArgs);
     }
     fake.arg_bytes["packed_rest"] = sizeof(gpu::RestArgs);
+    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
     problem.dtype = DType::bfloat16;
     problem.batch = 1;
     problem.layout = 1000;
@@ -75,7 +77,8 @@ class GpuLists : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-c
     problem.mask = dense;
     problem = validate(problem);
     const jit::ContextGuard context(0);
-    const Plan plan = choose_plan(problem, {.engine = Engine::sm80, .backward = {.deterministic = deterministic}});
+    options.backward.deterministic = deterministic;
+    const Plan plan = choose_plan(problem, options);
     const auto like = [&](const std::vector<std::int64_t>& shape) { return tensor(shape, problem.dtype); };
     in.query = like(problem.query_shape());
     in.key = like(problem.key_shape());
@@ -116,6 +119,7 @@ class GpuLists : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-c
   }
 
   FakeCuda& fake = fake_cuda();
+  PlanOptions options{.engine = Engine::sm80};
   Problem problem;
   Dense dense;
   AttentionInputs in;
@@ -226,6 +230,36 @@ TEST_F(GpuLists, KeyLengthsOfTheDeviceAreReadThere) {
   EXPECT_EQ(launched("backward_keys")[0].grid[0],
             blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv));
   EXPECT_TRUE(launched("packed_rest").empty()) << "padding belongs to its batch entry";
+}
+
+TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
+  options = {.engine = Engine::sm90, .gpu = {9, 0, 132, 232448}};
+  pack_on_device();
+  run();
+  const GpuGradientPlan& plan = used.gpu.backward;
+  ASSERT_EQ(plan.keys.family, GpuKernels::warpgroups);
+  const std::vector<FakeLaunch> launches = launched("sm90_backward");
+  ASSERT_EQ(launches.size(), 2U) << "of queries, then of keys";
+  const auto of_queries = args_of<gpu::Sm90BackwardArgs>(launches[0]);
+  const auto of_keys = args_of<gpu::Sm90BackwardArgs>(launches[1]);
+  EXPECT_EQ(of_queries.places, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
+  EXPECT_EQ(of_keys.places, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
+  EXPECT_EQ(launches[0].grid[0], of_queries.places * problem.heads);
+  EXPECT_EQ(launches[1].grid[0], of_keys.places * problem.heads_kv);
+  EXPECT_EQ(of_keys.backward.cumulative_queries, in.cumulative_queries.data());
+  EXPECT_EQ(of_keys.backward.cumulative_keys, in.cumulative_keys.data());
+  EXPECT_EQ(of_keys.backward.sequences, kSequences);
+  EXPECT_EQ(launched("packed_rest").size(), 2U) << "one of each pass";
+
+  problem.batch = kBatch;
+  dense.device = {.key_lengths = true};
+  in = {.key_lengths = {at(7), kBatch}};
+  run();
+  ASSERT_EQ(launched("sm90_backward").size(), 2U);
+  const FakeLaunch keys = launched("sm90_backward")[1];
+  EXPECT_EQ(keys.grid[0], blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv)) << "padding too";
+  EXPECT_EQ(args_of<gpu::Sm90BackwardArgs>(keys).backward.key_lengths, at(7));
+  EXPECT_TRUE(launched("packed_rest").empty());
 }
 
 TEST_F(GpuLists, ListsOfTheProblemAreCopiedAndNothingIsLeftOver) {

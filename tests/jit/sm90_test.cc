@@ -278,9 +278,10 @@ TEST(Boxes, GradientsHaveBoxesOfKeysAndOfQueries) {
     return choose_plan(p, {.gpu = kH100}).gpu.backward.keys.family == GpuKernels::tensor_cores;
   };
   EXPECT_TRUE(portable(problem_of({128, 128}, {.kernel_size = 40}, 256))) << "registers";
-  Dense padded;
-  padded.key_lengths = {100, 300};
-  EXPECT_TRUE(portable(dense_problem(1000, 700, padded)));
+  EXPECT_FALSE(portable(dense_problem(1000, 700, {.key_lengths = {100, 300}})));
+  Problem packed = dense_problem(1000, 700, {.cumulative_queries = {0, 900, 1000}, .cumulative_keys = {0, 0, 700}});
+  packed.batch = 1;
+  EXPECT_FALSE(portable(packed));
   Problem wide = dense_problem(1000, 1000);
   wide.head_dim = 192;
   EXPECT_FALSE(portable(wide)) << "192 and 128 fit together";
