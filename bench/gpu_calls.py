@@ -59,6 +59,16 @@ class Inputs:
         ]
 
 
+@functools.cache
+def _ends(lengths: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(list(itertools.accumulate(lengths, initial=0)), dtype=torch.int32, device="cuda")
+
+
+def lists_of(problem: Problem) -> list[torch.Tensor]:
+    """Cumulative lengths of the queries and keys of packed sequences, `[0, n0, n0 + n1, ...]`, on the device."""
+    return [_ends(tuple(problem["lengths"]))] * 2
+
+
 def rounds(calls: list[Callable[[], Any]]) -> Callable[[], Any]:
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
@@ -76,12 +86,15 @@ def mask_of(problem: Problem) -> list[int]:
     return [n for values in lists for n in values]
 
 
-def options_of(way: str) -> tuple[int, ...]:
-    return _arguments.pack_options(deterministic=way == "deterministic", kv_parallelism=way != "deterministic")
+def options_of(way: str, engine: str = "auto") -> tuple[int, ...]:
+    return _arguments.pack_options(engine, deterministic=way == "deterministic", kv_parallelism=way != "deterministic")
 
 
-def forward(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def forward(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, engine: str = "auto") -> torch.Tensor:
     scale, mask = problem["head_dim"] ** -0.5, mask_of(problem)
+    if "lengths" in problem:
+        absent, settings = [None] * 4, _settings(problem, options_of("forward", engine))
+        return _ops.dense(q, k, v, *absent, *lists_of(problem), *settings)[0]
     if mask:
         return _ops.neighborhood_inference(q, k, v, mask, scale)
     return _ops.dense_inference(q, k, v, int(problem.get("causal", False)), -1, -1, scale)
@@ -91,14 +104,17 @@ def _settings(problem: Problem, options: tuple[int, ...]) -> list[Any]:
     scale, mask, rank = problem["head_dim"] ** -0.5, mask_of(problem), len(problem["layout"])
     if mask:
         return [*(mask[i * rank : (i + 1) * rank] for i in range(4)), scale, options]
-    return [0, 0, int(problem.get("causal", False)), -1, -1, scale, options]  # 0, 0: nothing is packed
+    longest = [max(problem.get("lengths", [0]))] * 2  # 0: nothing is packed
+    return [*longest, int(problem.get("causal", False)), -1, -1, scale, options]
 
 
-def backward_call(problem: Problem, given: list[torch.Tensor], way: str) -> Callable[[], Any]:
+def backward_call(problem: Problem, given: list[torch.Tensor], way: str, engine: str = "auto") -> Callable[[], Any]:
     q, k, v, g = given
     neighborhood = bool(mask_of(problem))
-    absent = [None] * (3 if neighborhood else 6)  # additional tokens, bias, lists
-    settings = _settings(problem, options_of(way))
+    absent: list[Any] = [None] * (3 if neighborhood else 6)  # additional tokens, bias, lists
+    if "lengths" in problem:
+        absent[4:] = lists_of(problem)
+    settings = _settings(problem, options_of(way, engine))
     ahead = _ops.neighborhood if neighborhood else _ops.dense
     back = _ops.neighborhood_backward if neighborhood else _ops.dense_backward
     output, logsumexp = ahead(q, k, v, *absent, *settings)
@@ -117,9 +133,13 @@ def plan_of(problem: Problem, inputs: Inputs, way: str) -> dict[str, Any]:
     """Counts of the plan, and its kernels."""
     q, k, v = inputs.sets[0][:3]
     backward = way != "forward"
-    causal = int(problem.get("causal", False))
-    lines = torch.ops.vicus.gpu_report(q, k, v, mask_of(problem), causal, options_of(way), backward)
+    causal, lengths = int(problem.get("causal", False)), problem.get("lengths", [])
+    packed = [len(lengths), max(lengths), max(lengths)] if lengths else []
+    lines = torch.ops.vicus.gpu_report(q, k, v, mask_of(problem), causal, options_of(way), backward, packed)
     plan, *kernels = [json.loads(line) for line in lines]
+    if lengths:  # the plan only knows the longest
+        pairs = problem["heads"] * sum(n * (n + 1) // 2 if causal else n * n for n in lengths)
+        plan |= {"mask_pairs": pairs, "flops": pairs * problem["head_dim"] * (10 if backward else 4)}
     return {**plan, "kernels": kernels}
 
 
@@ -233,6 +253,29 @@ class Tiled:
         return made
 
 
+class OtherEngine:
+    """An engine of vicus that is not its choice, as a peer."""
+
+    pairs = None
+
+    def __init__(self, problem: Problem, name: str, inputs: Inputs) -> None:
+        self.problem, self.name, self.sets = problem, name, inputs.sets
+
+    def result(self) -> torch.Tensor:
+        return forward(self.problem, *self.sets[0][:3], self.name)
+
+    def calls(self) -> dict[str, Callable[[], Any]]:
+        @functools.cache
+        def back(i: int) -> Callable[[], Any]:
+            return backward_call(self.problem, self.sets[i], "backward", self.name)
+
+        ahead = [functools.partial(forward, self.problem, *given[:3], self.name) for given in self.sets]
+        return {
+            "forward": rounds(ahead),
+            "backward": rounds([lambda i=i: back(i)() for i in range(len(self.sets))]),
+        }
+
+
 class Peer:
     """One way of PyTorch to compute a problem. What it does not take raises as PyTorch does."""
 
@@ -245,6 +288,9 @@ class Peer:
             compiled = torch.compile(flex_attention, dynamic=False)
             self.attend = functools.partial(compiled, block_mask=mask)
             order = self.tiled.ordered
+        elif name == "varlen":
+            self.attend = functools.partial(self._varlen, problem, *lists_of(problem))
+            order = self._heads_first
         else:
             causal, gqa = problem.get("causal", False), problem.get("heads_kv", problem["heads"]) != problem["heads"]
             attend = functools.partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=gqa)
@@ -263,6 +309,14 @@ class Peer:
     def _sdpa(attend: Callable[..., torch.Tensor], backend: SDPBackend, *tensors: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel([backend]):
             return attend(*tensors)
+
+    @staticmethod
+    def _varlen(problem: Problem, at_q: torch.Tensor, at_k: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest, window = max(problem["lengths"]), (-1, 0 if problem.get("causal", False) else -1)
+        rows = [x[0].transpose(0, 1) for x in tensors]  # views of what was given
+        return varlen_attn(*rows, at_q, at_k, longest, longest, window_size=window).transpose(0, 1)[None]
 
     def result(self) -> torch.Tensor:
         """Output of the first set, `[B, tokens, H, D]`."""

@@ -42,8 +42,9 @@ LIB.define(f"dense({_INPUTS}, {_LISTS}, {_BAND}) -> {_RESULTS}")
 LIB.define(
     f"dense_backward({_GRADS}, {_INPUTS}, {_LISTS}, Tensor output, Tensor logsumexp, {_BAND}, int wanted) -> Tensor[]"
 )
-# For benchmarks and bug reports; `mask` as in neighborhood_inference, empty for dense attention.
-LIB.define(f"gpu_report({_QKV}, int[] mask, int causal, int[] options, bool backward) -> str[]")
+# For benchmarks and bug reports; `mask` as in neighborhood_inference, empty for dense attention. `lengths`: packed
+# sequences, their longest queries and keys; without sequences key lengths.
+LIB.define(f"gpu_report({_QKV}, int[] mask, int causal, int[] options, bool backward, int[] lengths=[]) -> str[]")
 LIB.define(f"merge({_PARTS}) -> {_RESULTS}")
 LIB.define(f"merge_backward({_PARTS}, {_GRADS}) -> Tensor[]")
 

@@ -323,18 +323,27 @@ std::int64_t gpu_head_dim(const std::string& dtype) {
   return takes;
 }
 
+// Dense::device of a report: packed sequences and the longest queries and keys; no sequences: key lengths.
+DeviceLengths lengths_of(const Ints& values) {
+  if (values.empty()) return {};
+  if (values.size() != 3) throw InvalidArgument("lengths", std::to_string(values.size()) + " values", "none, or 3");
+  return {.sequences = values[0], .max_queries = values[1], .max_keys = values[2], .key_lengths = values[0] == 0};
+}
+
 // The plan of a call on a GPU as JSON: first its counts, then a line for each kernel. `mask` as in
-// neighborhood_inference; empty for dense attention.
+// neighborhood_inference; empty for dense attention, which may have lists of `lengths`.
 std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, const Tensor& value, const Ints& mask,
-                                    std::int64_t causal, const Ints& options, bool backward) {
+                                    std::int64_t causal, const Ints& options, bool backward, const Ints& lengths) {
   const Place place = place_of(query);
   const std::size_t rank = mask.size() / 4;
   const std::span<const std::int64_t> all(mask);
   Rows rows;
   const AttentionInputs in = inputs_of(rows, query, key, value, {}, {});
+  Dense band = dense_of(causal, -1, -1);
+  band.device = lengths_of(lengths);
   const Problem problem =
       mask.empty()
-          ? dense_problem(in.query, in.key, in.value, dense_of(causal, -1, -1))
+          ? dense_problem(in.query, in.key, in.value, std::move(band))
           : neighborhood_problem(in.query, in.key, in.value,
                                  {AxisValues(all.subspan(0, rank)), AxisValues(all.subspan(rank, rank)),
                                   AxisValues(all.subspan(2 * rank, rank)), AxisValues(all.subspan(3 * rank, rank))});
