@@ -7,7 +7,7 @@ import os
 import gpu_oracle
 import pytest
 import torch
-from gpu_check import backward, check, forward
+from gpu_check import backward, check, forward, options
 from gpu_problems import ODD_STYLES, STYLES, Case, dense, neighborhood, random_case, tensors
 from gpu_support import PRESENT, needs_gpu
 
@@ -17,7 +17,6 @@ from vicus import _ops, backends
 pytestmark = needs_gpu
 SEED = int(os.environ.get("VICUS_SEED", "0"))
 EXACT = ("float32", "float64")
-DETERMINISTIC = [0, 1, *[0] * 11]
 LONG = (257, 264, 300, 320, 384, 512)
 
 
@@ -119,8 +118,10 @@ def test_nan_reaches_only_what_sees_it(dtype, spoiled):
     output = nothing if spoiled == "grad_output" else queries
     logsumexp = nothing if spoiled in ("value", "grad_output") else queries
     found = run(dirty)
+    # A block that has met such a value does its rows again one by one, in float32 with other roundings.
+    near = {"rtol": 0, "atol": 0 if dtype == "float64" else 1e-4}
     for got, want, bad in zip(found, run(t), [output, logsumexp, queries, keys, keys], strict=True):
-        assert torch.equal(got[~bad], want[~bad])
+        torch.testing.assert_close(got[~bad], want[~bad], **near)
     assert (~found[0][output].isfinite()).any(-1).all(), "it was there at all"
 
 
@@ -152,7 +153,7 @@ def test_gradcheck():
     shapes = [(1, 4, 5, 2, 3), (1, 4, 5, 1, 3), (1, 4, 5, 1, 2), (1, 2, 1, 3), (1, 2, 1, 2), (2, 5, 5)]
     leaves = [randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
     mask = ([3, 3], [1, 2], [1, 1], [0, 1])
-    assert torch.autograd.gradcheck(lambda *x: _ops.neighborhood(*x, *mask, 0.6, DETERMINISTIC), leaves, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda *x: _ops.neighborhood(*x, *mask, 0.6, options(True)), leaves, atol=1e-7)
 
 
 @pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 64), (torch.float64, 64), (torch.bfloat16, 512)])
