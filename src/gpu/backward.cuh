@@ -45,6 +45,7 @@
 #pragma once
 
 #include "products.cuh"
+#include "statistics.cuh"
 
 namespace vicus::gpu {
 
@@ -54,11 +55,6 @@ constexpr bool kHeld = kHold || kGathers;
 constexpr bool kAlike = kHeadDim == kHeadDimV;  // rows of both have the same layout
 
 static_assert((kChunk == 16 || kChunk == 32) && kRowBlocks <= 2);
-
-// Of a query: logsumexp in powers of two (+inf where nothing is seen, so that weights are zero), and delta.
-struct Statistics {
-  float lse, delta;
-};
 
 using Chunk = Scores<kChunk>;
 

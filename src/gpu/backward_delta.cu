@@ -1,8 +1,7 @@
-// Statistics of queries for the other backward kernels: logsumexp in powers of two and delta = sum_f dO O - dlse. Eight
-// lanes per row.
+// Statistics of queries for the other backward kernels. Eight lanes per row.
 //
 // Constants of the prologue: those of tiles.cuh, kHeadDimV, kVectors.
-#include "tiles.cuh"
+#include "statistics.cuh"
 
 namespace vicus::gpu {
 
@@ -33,13 +32,8 @@ extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_c
   }
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (!exists || lane != 0) return;
-  const float lse = static_cast<const float*>(args.logsumexp.data)[row.of(args.logsumexp)];
-  if (args.grad_logsumexp.data != nullptr) {
-    sum -= static_cast<const float*>(args.grad_logsumexp.data)[row.of(args.grad_logsumexp)];
-  }
-  float* statistics = static_cast<float*>(args.statistics.data) + row.of(args.statistics);
-  statistics[0] = lse == -1.0f / 0.0f ? 1.0f / 0.0f : lse * 1.44269504088896341f;
-  statistics[1] = sum;
+  const Statistics made = make_statistics(args, [&](const Rows& rows) { return row.of(rows); }, sum);
+  statistics_at(args, row.of(args.statistics)) = {made.lse, made.delta};
 }
 
 }  // namespace vicus::gpu

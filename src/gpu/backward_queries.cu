@@ -1,4 +1,5 @@
-// dQ: one block per tile of queries, over the key tiles of its hull, as the forward kernel. No atomics: bit-exact.
+// dQ: one block per tile of queries, over the key tiles of its hull, as the forward kernel. No atomics: bit-exact. Where warps
+// meet parts of tiles, rows are short of work and delta is made here, too.
 //
 // Constants of the prologue: those of backward.cuh.
 #include "backward.cuh"
@@ -9,6 +10,7 @@ static_assert(!kOwnsKeys && (kGathers || kKeys % kChunk == 0));
 
 struct Shared : QueryBlock {
   Placed grad_output, grad_query, statistics;
+  Placed output;  // where delta is made
 };
 
 struct Smem {
@@ -58,6 +60,38 @@ __device__ __forceinline__ void differentiate(const BackwardArgs& args, const St
   }
 }
 
+// Of the rows of the lane's accumulators.
+__device__ __forceinline__ void read_statistics(const BackwardArgs& args, const Shared& shared, const QueryTile& tile,
+                                                const Resident<kHeadDimV, kHeld>& grad_output,
+                                                Statistics (&rows)[kRowBlocks][2]) {
+  const int lane = threadIdx.x % 32;
+  const Cell& cell = shared.all.cell;
+  Resident<kHeadDimV, kHeld> output;
+  if constexpr (kGathers) {
+    output.load([&](int r) { return query_row(args.output, shared.output, tile, first_row() + r); });
+  }
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row() + 16 * m + 8 * half + lane / 4, head = tile.head + row / kPositions;
+      const Position p = row_position(tile, row);
+      float dot = 0;
+      if constexpr (kGathers) dot = grad_output.dot_row(output, m, half);
+      rows[m][half] = {0, 0};
+      if (!row_exists(tile, row, p)) continue;
+      float2& of_row = statistics_at(args, shared.statistics.row(p, head));
+      if constexpr (kGathers) {
+        rows[m][half] =
+            make_statistics(args, [&](const Rows& t) { return place(t, cell, cell.first_query).row(p, head); }, dot);
+        if (lane % 4 == 0) of_row = {rows[m][half].lse, rows[m][half].delta};
+      } else {
+        rows[m][half] = {of_row.x, of_row.y};
+      }
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_queries(const __grid_constant__ BackwardArgs args) {
   extern __shared__ __align__(128) unsigned char dynamic[];
@@ -69,6 +103,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     shared.grad_output = place(args.grad_output, cell, cell.first_query);
     shared.grad_query = place(args.grad_query, cell, cell.first_query);
     shared.statistics = place(args.statistics, cell, cell.first_query);
+    if (kGathers) shared.output = place(args.output, cell, cell.first_query);
   }
   __syncthreads();
   const Shared& shared = smem.shared;
@@ -108,23 +143,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   clear_spare_rows<kHeadDim>(smem.key);
   clear_spare_rows<kHeadDimV>(smem.value);
 
-  // Statistics of the rows of the lane's accumulators.
-  const int lane = threadIdx.x % 32;
   Statistics rows[kRowBlocks][2];
-#pragma unroll
-  for (int m = 0; m < kRowBlocks; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row() + 16 * m + 8 * half + lane / 4;
-      const Position p = row_position(tile, row);
-      rows[m][half] = {0, 0};
-      if (row_exists(tile, row, p)) {
-        const float2 two = *reinterpret_cast<const float2*>(static_cast<const float*>(args.statistics.data) +
-                                                            shared.statistics.row(p, tile.head + row / kPositions));
-        rows[m][half] = {two.x, two.y};
-      }
-    }
-  }
+  read_statistics(args, shared, tile, grad_output, rows);
   note_windows(smem.windows, tile.box, [&](int a, int p) { return geometry::window(axis_of(shared.all.cell, a), p); });
 
   Sums<kDq> sums = {};
@@ -181,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int half = 0; half < 2; ++half) {
       u32 two[kDq / 8];
       pack_row(sums, m, half, args.scale_log2 * kLn2, two);
-      const int row = anew(first_row() + 16 * m + 8 * half + lane / 4);
+      const int row = anew(first_row() + 16 * m + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4);
       const Position p = row_position(tile, row);
       store_row<kHeadDim>(
           static_cast<u16*>(args.grad_query.data) + shared.grad_query.row(p, tile.head + row / kPositions),

@@ -13,11 +13,12 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   const bool rest = dense != nullptr && dense->device.sequences > 0;  // lists that may end before the tokens do
   Kernels list;
   const bool boxes = call.backward && call.boxes && g.backward.keys.family == GpuKernels::warpgroups;
-  const auto add = [&](Kernel kernel) {
+  const auto of = [&](Kernel kernel) {
     Spec spec = spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type);
     if (boxes) spec.add_queries = false;  // they have a kernel of their own
-    list.add(spec);
+    return spec;
   };
+  const auto add = [&](Kernel kernel) { list.add(of(kernel)); };
   if (!call.backward) {
     const bool planned = g.forward.family == GpuKernels::warpgroups;
     const GpuKernelPlan& otherwise = planned ? g.forward_unboxed : g.forward;
@@ -42,8 +43,8 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
     return list;
   }
-  add(Kernel::delta);
   if (boxes) {
+    add(Kernel::delta);
     if (call.grad_query) add(Kernel::sm90_queries);
     if (call.grad_keys) add(Kernel::sm90_keys);
     if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::additional);
@@ -51,7 +52,10 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     return list;
   }
   const bool summed = portable.add_queries && call.grad_query;  // by the kernels of keys
-  if (!portable.add_queries && call.grad_query) add(Kernel::queries);
+  const bool own = !portable.add_queries && call.grad_query;
+  // Where warps meet parts of tiles, statistics are made by the kernel for queries.
+  if (!own || !of(Kernel::queries).meets_parts()) add(Kernel::delta);
+  if (own) add(Kernel::queries);
   if (call.grad_keys || summed) add(Kernel::keys);
   if (p.additional_tokens > 0 && (call.grad_additional || summed)) add(Kernel::additional);
   if (summed) add(Kernel::convert);

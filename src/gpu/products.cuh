@@ -103,6 +103,20 @@ struct Resident {
     }
   }
 
+  // Row lane / 4 of block m, or with `half` 8 more, times that of `other`: in all four lanes of the row.
+  __device__ __forceinline__ float dot_row(const Resident& other, int m, int half) const {
+    static_assert(kHeld);
+    float sum = 0;
+#pragma unroll
+    for (int d = 0; d < Of::kFeatures; d += 8) {
+      const u32 a = held[d / 16][m][d % 16 / 4 + half], b = other.held[d / 16][m][d % 16 / 4 + half];
+      sum += Half::unpack(static_cast<u16>(a)) * Half::unpack(static_cast<u16>(b));
+      sum += Half::unpack(static_cast<u16>(a >> 16)) * Half::unpack(static_cast<u16>(b >> 16));
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    return sum + __shfl_xor_sync(~0u, sum, 2);
+  }
+
   // scores[row][column] += resident[row] . columns[column], columns from 16 n on, whose rows lie `ahead` of `columns`: what
   // two tiles have in common of their addresses is worked out once.
   template <int kColumns>

@@ -161,14 +161,11 @@ struct Attend {
     float factor[2];
     softmax.step(p.scores, args.scale_log2, factor);
     hold(p.scores);  // weights are made while the sums are in flight
-    if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
-      wgmma_wait<0>();
-      hold(p.out);
-      p.scale_sums(factor);
-    } else {
-      wgmma_wait_other();
-      hold(p.out);
-    }
+    // ptxas would wait before the exponentials, but for a branch, which all warps must take alike.
+    if (anew(args.additional) < 0) wgmma_wait<0>();
+    else wgmma_wait_other();
+    hold(p.out);
+    if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) p.scale_sums(factor);
     if (pending) leave(smem.value_empty[before.stage]);
     p.pack_weights();
     pending = true;

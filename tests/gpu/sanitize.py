@@ -137,8 +137,11 @@ def calls() -> dict[str, Call]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run-only", action="store_true", help="launch every kernel, compare nothing")
+    parser.add_argument("--only", default="", metavar="TEXT", help="problems whose name contains TEXT")
     arguments = parser.parse_args()
     for case in cases():
+        if arguments.only not in case.name:
+            continue
         p = case.problem
         print(case.name, flush=True)
         if not arguments.run_only:
@@ -153,6 +156,8 @@ def main() -> None:
             inference(p, t)
         torch.cuda.synchronize()
     for case in boxes() if torch.cuda.get_device_capability() == (9, 0) else []:
+        if arguments.only not in case.name:
+            continue
         print(case.name, flush=True)
         if not arguments.run_only:
             check_forward(case, by_engine("sm90"))
@@ -161,6 +166,8 @@ def main() -> None:
         forward(case.problem, t, by_engine("sm90"))
         torch.cuda.synchronize()
     for name, call in calls().items():
+        if arguments.only not in name:
+            continue
         print(name, flush=True)
         if arguments.run_only:
             call.run("cuda")
