@@ -1,7 +1,7 @@
 """Runs the tests that need a GPU, then the sanitizers, and writes what came out to results/<gpu>/test.json.
 
-Run by `make gpu-test` (GPU_TEST_ARGS='--sanitize --gpu-cases 2000' for more). Tests share the GPU, one process per two
-cores, because most of their time goes into compiling kernels; those marked `alone` follow by themselves.
+Run by `make gpu-test` (GPU_TEST_ARGS='--sanitize --gpu-cases 2000' for more). Tests share the GPU, a process for each
+core, because most of their time goes into compiling kernels; those marked `alone` follow by themselves.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def sanitize(logs: Path, seconds: float) -> dict[str, Any]:
 
 def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
     """Tests that share the GPU, those that want it for themselves, and those of the package that take any device."""
-    workers = arguments.workers or min(12, len(os.sched_getaffinity(0)))
+    workers = arguments.workers or min(16, len(os.sched_getaffinity(0)))
     if importlib.util.find_spec("xdist") is None:
         print("gpu-test: pytest-xdist is not installed: one process, which takes long", file=sys.stderr)
         workers = 1
@@ -174,7 +174,7 @@ def clean(report: dict[str, Any]) -> bool:
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu-cases", type=int, default=250, help="random problems (each in several variations)")
-    parser.add_argument("--workers", type=int, default=0, help="test processes; default: as many as cores, at most 12")
+    parser.add_argument("--workers", type=int, default=0, help="test processes; default: as many as cores, at most 16")
     parser.add_argument("--sanitize", action="store_true", help="then run the sanitizers, too")
     parser.add_argument("--sanitize-only", action="store_true", help="run nothing but the sanitizers")
     parser.add_argument("--sanitize-seconds", type=float, default=400.0, help="limit of all of them")

@@ -158,7 +158,7 @@ __device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
   if (!kUneven) return n;
   const int tiles = kPacked && args.places > 0 ? args.places : args.forward.work.tiles[2];
   const int heads = args.tiles / tiles;  // of all cells
-  const int together = geometry::hi(static_cast<int>(gridDim.x) / 4, 1);
+  const int together = geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
   const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
   const int size = geometry::lo(together, heads - first);
   return (first + rest % size) * tiles + rest / size;

@@ -1,7 +1,9 @@
 import importlib.util
+import os
 import pathlib
 import sys
 
+import gpu_support
 import pytest
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -15,6 +17,15 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "alone: wants the GPU, or most of its memory, for itself")
+    config.addinivalue_line("markers", "random_cases(most): argument `seed`, at most --gpu-cases of them")
+
+
+def pytest_generate_tests(metafunc):
+    """Seeds from VICUS_SEED on; one where there is no GPU, and the test is skipped."""
+    for mark in metafunc.definition.iter_markers("random_cases"):
+        count = min([metafunc.config.getoption("--gpu-cases", default=250), *mark.args])
+        first = int(os.environ.get("VICUS_SEED", "0"))
+        metafunc.parametrize("seed", range(first, first + (count if gpu_support.PRESENT else 1)))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def friendly(seed):
     return dataclasses.replace(case, problem=dataclasses.replace(p, scale=None if (p.scale or 1) <= 0 else p.scale))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.random_cases(60)
 def test_random_problem(seed):
     for case in variations(friendly(seed), 3):
         check_or_refuse(case)

@@ -11,17 +11,12 @@ pytestmark = needs_gpu
 VARIATIONS = 4
 
 
-def pytest_generate_tests(metafunc):
-    if "seed" in metafunc.fixturenames:
-        count = metafunc.config.getoption("--gpu-cases", default=250) if PRESENT else 1
-        metafunc.parametrize("seed", range(count))
-
-
 @pytest.mark.parametrize("case", fixed() if PRESENT else fixed()[:1], ids=str)
 def test_nasty_problem(case):
     print(f"{check(case):.2f} of the error allowed")
 
 
+@pytest.mark.random_cases
 def test_random_problem(seed):
     case = random_case(seed)
     for variation in variations(case, VARIATIONS):

@@ -2,7 +2,6 @@
 backward against the oracle, and what is particular to these kernels."""
 
 import math
-import os
 
 import gpu_oracle
 import pytest
@@ -15,7 +14,6 @@ import vicus
 from vicus import _ops, backends
 
 pytestmark = needs_gpu
-SEED = int(os.environ.get("VICUS_SEED", "0"))
 EXACT = ("float32", "float64")
 LONG = (257, 264, 300, 320, 384, 512)
 
@@ -61,7 +59,7 @@ def test_nasty_problem(case):
     print(f"{check(case):.2f} of the error allowed")
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + (80 if PRESENT else 1)))
+@pytest.mark.random_cases(80)
 def test_random_problem(seed):
     half = seed % 5 == 4
     case = random_case(seed, head_dims=LONG) if half else random_case(seed, EXACT)

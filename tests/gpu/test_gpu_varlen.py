@@ -167,7 +167,7 @@ def test_pieces_are_put_together_as_the_cpu_engine_does(seed):
 
 
 @needs_gpu
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.random_cases(100)
 def test_random_lengths(seed):
     check(random_case(seed), engine=("auto", "sm80")[seed % 2])
 
