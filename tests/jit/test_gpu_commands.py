@@ -92,7 +92,7 @@ def test_profile_times_by_the_clock_of_the_device(place):
         assert "share_of_peak" not in report[name]
     launched = [event.split()[1] for event in events(place) if event.startswith("launch")]
     assert launched.count("forward") == 3 + 2, "and two to warm up"
-    assert launched.count("delta") == 3 + 2
+    assert launched.count("backward_keys") == 3 + 2
     assert events(place).count("free") == sum(event.startswith("allocate") for event in events(place))
     peak = ["--peak-gflops", "1000", "--repeats", "1", "--no-backward"]
     text = succeed("profile", *PROBLEM, "--engine", "sm80", *peak, place=place)
