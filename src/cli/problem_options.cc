@@ -138,8 +138,9 @@ void add_shape_options(CLI::App& command, ShapeOptions& options) {
 void add_engine_options(CLI::App& command, EngineOptions& options) {
   const char* const group = "Engine";
   command
-      .add_option("--engine", options.engine,
-                  "auto (the CPU), cpu, sm80 (the first NVIDIA GPU) or reference (slow loops) [auto]")
+      .add_option(
+          "--engine", options.engine,
+          "auto (the CPU), cpu, sm80 or sm90 (the first NVIDIA GPU; sm90: Hopper) or reference (slow loops) [auto]")
       ->type_name("NAME")
       ->group(group);
   command.add_option("--threads", options.threads, "CPU threads [one for each core]")
