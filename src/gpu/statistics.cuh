@@ -1,0 +1,29 @@
+// What the backward pass knows of a query: the kernel for delta makes it, or, where warps meet parts of tiles, the kernel for
+// queries on its way.
+#pragma once
+
+#include "tiles.cuh"
+
+namespace vicus::gpu {
+
+// Logsumexp in powers of two (+inf where nothing is seen, so that weights are zero), and delta = sum_f dO O - dlse.
+struct Statistics {
+  float lse, delta;
+};
+
+// Of a query whose row of a tensor is element `row(tensor)`; `dot` is sum_f dO O.
+template <class RowIn>
+__device__ __forceinline__ Statistics make_statistics(const BackwardArgs& args, const RowIn& row, float dot) {
+  const float lse = static_cast<const float*>(args.logsumexp.data)[row(args.logsumexp)];
+  if (args.grad_logsumexp.data != nullptr) {
+    dot -= static_cast<const float*>(args.grad_logsumexp.data)[row(args.grad_logsumexp)];
+  }
+  return {lse == -1.0f / 0.0f ? 1.0f / 0.0f : lse * 1.44269504088896341f, dot};
+}
+
+// Statistics of the row at element `row`.
+__device__ __forceinline__ float2& statistics_at(const BackwardArgs& args, long long row) {
+  return *reinterpret_cast<float2*>(static_cast<float*>(args.statistics.data) + row);
+}
+
+}  // namespace vicus::gpu
