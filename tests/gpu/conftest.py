@@ -3,7 +3,6 @@ import os
 import pathlib
 import sys
 
-import gpu_support
 import pytest
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -23,6 +22,8 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     """Seeds from VICUS_SEED on; one where there is no GPU, and the test is skipped."""
     for mark in metafunc.definition.iter_markers("random_cases"):
+        import gpu_support  # needs PyTorch, as tests with this mark do
+
         count = min([metafunc.config.getoption("--gpu-cases", default=250), *mark.args])
         first = int(os.environ.get("VICUS_SEED", "0"))
         metafunc.parametrize("seed", range(first, first + (count if gpu_support.PRESENT else 1)))
