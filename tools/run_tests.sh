@@ -25,9 +25,9 @@ case "$kind" in
     ;;
   *) echo "run_tests.sh: argument is $kind; allowed: release, asan, tsan" >&2; exit 2 ;;
 esac
-# What tests/install builds is not instrumented: one run of it is enough.
+# What tests/install and tests/emulation build is not instrumented: one run of it is enough.
 if [[ $kind == release ]]; then
-  python_tests+=(tests/install tests/torch tests/nn)
+  python_tests+=(tests/install tests/emulation tests/torch tests/nn)
 else
   python_tests+=('--ignore-glob=tests/gpu/test_gpu_*')  # they need PyTorch, which is not instrumented either
 fi

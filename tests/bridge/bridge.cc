@@ -53,6 +53,10 @@ std::optional<double> scale_of(const Json& request) {
   return request.contains("scale") ? std::optional(request["scale"].get<double>()) : std::nullopt;
 }
 
+Engine engine_of(const Json& request) {
+  return request.contains("engine") ? parse_engine(request["engine"].get<std::string>()) : Engine::automatic;
+}
+
 Json run_forward(const Json& request, const Arrays& a) {
   forward(plan_of(request), inputs_of(a), a["output"], a["logsumexp"]);
   return {};
@@ -65,31 +69,33 @@ Json run_backward(const Json& request, const Arrays& a) {
 }
 
 Json run_qk_forward(const Json& request, const Arrays& a) {
-  qk_forward(neighborhood_from(request.at("mask")), a["query"], a["key"], a["scores"], a["additional_keys"], a["rpb"]);
+  qk_forward(neighborhood_from(request.at("mask")), a["query"], a["key"], a["scores"], a["additional_keys"], a["rpb"],
+             engine_of(request));
   return {};
 }
 
 Json run_qk_backward(const Json& request, const Arrays& a) {
   qk_backward(neighborhood_from(request.at("mask")), a["query"], a["key"], a["grad_scores"],
-              {a["d_query"], a["d_key"], a["d_additional_keys"], a["d_rpb"]}, a["additional_keys"]);
+              {a["d_query"], a["d_key"], a["d_additional_keys"], a["d_rpb"]}, a["additional_keys"], engine_of(request));
   return {};
 }
 
 Json run_av_forward(const Json& request, const Arrays& a) {
-  av_forward(neighborhood_from(request.at("mask")), a["scores"], a["value"], a["output"], a["additional_values"]);
+  av_forward(neighborhood_from(request.at("mask")), a["scores"], a["value"], a["output"], a["additional_values"],
+             engine_of(request));
   return {};
 }
 
 Json run_av_backward(const Json& request, const Arrays& a) {
   av_backward(neighborhood_from(request.at("mask")), a["scores"], a["value"], a["grad_output"],
-              {a["d_scores"], a["d_value"], a["d_additional_values"]}, a["additional_values"]);
+              {a["d_scores"], a["d_value"], a["d_additional_values"]}, a["additional_values"], engine_of(request));
   return {};
 }
 
 Json run_merge_forward(const Json& request, const Arrays& a) {
   const int parts = request.at("parts");
   merge_forward(a.list<ConstTensorView>("output", parts), a.list<ConstTensorView>("logsumexp", parts), a["output"],
-                a["logsumexp"]);
+                a["logsumexp"], engine_of(request));
   return {};
 }
 
@@ -99,7 +105,7 @@ Json run_merge_backward(const Json& request, const Arrays& a) {
   const int outputs = request.value("grad_outputs", parts), logsumexps = request.value("grad_logsumexps", parts);
   merge_backward(a.list<ConstTensorView>("output", parts), a.list<ConstTensorView>("logsumexp", parts),
                  a["grad_output"], a["grad_logsumexp"], a.list<TensorView>("d_output", outputs),
-                 a.list<TensorView>("d_logsumexp", logsumexps));
+                 a.list<TensorView>("d_logsumexp", logsumexps), engine_of(request));
   return {};
 }
 

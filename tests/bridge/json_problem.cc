@@ -95,7 +95,9 @@ PlanOptions options_from(const Json& json) {
     if (key == "engine") options.engine = parse_engine(value.get<std::string>());
     else if (key == "threads") options.threads = value;
     else if (key == "tile_q") options.tile_q = value.get<std::array<int, 3>>();
+    else if (key == "tile_kv") options.tile_kv = value.get<std::array<int, 3>>();
     else if (key == "rows") options.rows = value;
+    else if (key == "deterministic") options.backward.deterministic = value;
     else return false;
     return true;
   });

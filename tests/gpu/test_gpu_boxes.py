@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 from gpu_check import INPUTS, by_engine, check_forward, compare, forward
+from gpu_lengths import Case as Lengths
+from gpu_lengths import made, wanted
 from gpu_oracle import TYPES, seen_table
 from gpu_problems import HALF, Case, dense, fixed, neighborhood, random_case, tensors, variations
 from gpu_support import needs_gpu
-from test_gpu_varlen import PACKED, PADDED, lists, made, settings, wanted
-from test_gpu_varlen import Case as Lengths
+from test_gpu_varlen import PACKED, PADDED, lists, settings
 
 from vicus import _ops
 

@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 import unfused_oracle
-from gpu_check import compare
 from gpu_oracle import rpb_places
 from gpu_problems import neighborhood
 from gpu_support import needs_gpu
+from unfused_oracle import assert_close
 
 import vicus
 from vicus import unfused
@@ -22,10 +22,6 @@ SEED = int(os.environ.get("VICUS_SEED", "0"))
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 QK = {1: unfused.na1d_qk, 2: unfused.na2d_qk, 3: unfused.na3d_qk}
 AV = {1: unfused.na1d_av, 2: unfused.na2d_av, 3: unfused.na3d_av}
-
-
-# Rounding in units of the storage type, of the largest value of a result: beside what PyTorch's own arithmetic loses.
-UNITS = {torch.float64: 4096, torch.float32: 64, torch.bfloat16: 2, torch.float16: 2}
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +35,6 @@ def seeded():
 
 def lse_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def assert_close(name, got, reference, plain):
-    """`plain` is the reference once more, at the precision of `got`."""
-    wanted = reference.detach().double().reshape(got.shape)
-    sizes = wanted[wanted.isfinite()].abs()
-    largest = max(1.0, float(sizes.max())) if sizes.numel() else 1.0
-    noise = UNITS[got.dtype] * torch.finfo(got.dtype).eps * largest
-    compare(name, got.detach(), wanted, plain.detach().reshape(got.shape), noise)
 
 
 def randn(*shape, dtype):

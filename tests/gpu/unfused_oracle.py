@@ -1,10 +1,14 @@
 """What the unfused operators and merge mean, in PyTorch's plain operators, differentiable: windows are enumerated from
-the written definition, and nothing is shared with the library."""
+the written definition, and nothing is shared with the library. And when a result is right."""
 
 import itertools
 
 import torch
+from gpu_compare import compare
 from oracle import axis_keys
+
+# Rounding in units of the storage type, of the largest value of a result: beside what PyTorch's own arithmetic loses.
+UNITS = {torch.float64: 4096, torch.float32: 64, torch.bfloat16: 2, torch.float16: 2}
 
 
 def slots(layout, mask, device):
@@ -59,3 +63,12 @@ def merged(outputs, logsumexps, dtype=torch.float64):
     safe = torch.where(live, weights.sum(0), 1)
     parts = torch.stack([x.to(dtype) for x in outputs]).masked_fill(~seen[..., None], 0)
     return ((weights / safe)[..., None] * parts).sum(0), torch.where(live, safe.log() + top, -torch.inf)
+
+
+def assert_close(name, got, reference, plain):
+    """`plain` is the reference once more, at the precision of `got`."""
+    wanted = reference.detach().double().reshape(got.shape)
+    sizes = wanted[wanted.isfinite()].abs()
+    largest = max(1.0, float(sizes.max())) if sizes.numel() else 1.0
+    noise = UNITS[got.dtype] * torch.finfo(got.dtype).eps * largest
+    compare(name, got.detach(), wanted, plain.detach().reshape(got.shape), noise)

@@ -1,12 +1,19 @@
 // A libcuda without a GPU: the entry points that src/jit uses, and a record of the calls.
 #include "fake_cuda.h"
 
+#include <dlfcn.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
+
+#include "box_map.h"
+#include "machine.h"
 
 using vicus::testing::FakeContext;
 using vicus::testing::FakeCuda;
@@ -15,9 +22,12 @@ namespace {
 
 struct Module {
   std::string image;
+  void* host_code = nullptr;  // of images that are for this machine
 };
 struct Function {
   std::string name;
+  emulation::Kernel kernel = nullptr;  // of modules with host code
+  std::size_t arg_bytes = 0;
 };
 struct Event {};
 
@@ -26,6 +36,8 @@ std::deque<Module> modules;
 std::deque<Function> functions;
 thread_local std::vector<FakeContext*> stack;
 thread_local int capture_mode = 0;
+constexpr int kEmulationFailed = 719;   // CUDA_ERROR_LAUNCH_FAILED
+const char* emulation_error = nullptr;  // of the last kernel that ran
 
 /// Needs the lock.
 void note(const std::string& event) {
@@ -59,8 +71,8 @@ EXPORT cuGetErrorName(int code, const char** name) {
   *name = code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_FAKE";
   return 0;
 }
-EXPORT cuGetErrorString(int, const char** text) {
-  *text = "what the driver says";
+EXPORT cuGetErrorString(int code, const char** text) {
+  *text = code == kEmulationFailed ? emulation_error : "what the driver says";
   return 0;
 }
 EXPORT cuDeviceGetCount(int* count) {
@@ -86,10 +98,10 @@ EXPORT cuDeviceGetAttribute(int* value, int attribute, int device) {
       *value = 0;
       return 0;
     case 81:
-      *value = FakeCuda::kSharedBytes + 1024;
+      *value = FakeCuda::kSharedBytes[device] + 1024;
       return 0;
     case 97:
-      *value = FakeCuda::kSharedBytes;
+      *value = FakeCuda::kSharedBytes[device];
       return 0;
     default:
       return 1;
@@ -127,19 +139,36 @@ EXPORT cuCtxPopCurrent_v2(FakeContext** context) {
 }
 namespace {
 
+bool is_elf(const char* image) {
+  return std::strncmp(image,
+                      "\x7f"
+                      "ELF",
+                      4) == 0;
+}
+
 /// A text, or an ELF file, which ends with its section headers.
 std::string image_at(const char* image) {
-  if (std::strncmp(image,
-                   "\x7f"
-                   "ELF",
-                   4) != 0)
-    return image;
+  if (!is_elf(image)) return image;
   std::uint64_t sections = 0;
   std::uint16_t size = 0, count = 0;
   std::memcpy(&sections, image + 40, sizeof(sections));
   std::memcpy(&size, image + 58, sizeof(size));
   std::memcpy(&count, image + 60, sizeof(count));
   return {image, sections + std::uint64_t{size} * count};
+}
+
+/// The shared object in an image, or nothing where it is no such object.
+void* host_code_of(const std::string& image) {
+  constexpr char kCudaMachine = static_cast<char>(190);
+  if (!is_elf(image.c_str()) || image.at(18) == kCudaMachine) return nullptr;
+  std::string name = (std::filesystem::temp_directory_path() / "vicus-kernel-XXXXXX").string();
+  const int file = ::mkstemp(name.data());
+  if (file < 0) return nullptr;
+  ::close(file);
+  std::ofstream(name, std::ios::binary) << image;
+  void* const code = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  ::unlink(name.c_str());
+  return code;
 }
 
 }  // namespace
@@ -149,17 +178,26 @@ EXPORT cuModuleLoadData(Module** module, const void* image) {
   const std::lock_guard lock(state.mutex);
   ++state.loads;
   state.relaxed_loads += capture_mode == 2;
-  *module = &modules.emplace_back(Module{image_at(static_cast<const char*>(image))});
+  Module& made = modules.emplace_back(Module{image_at(static_cast<const char*>(image))});
+  made.host_code = host_code_of(made.image);
+  *module = &made;
   return 0;
 }
 EXPORT cuModuleGetFunction(Function** function, Module* module, const char* name) {
   const std::lock_guard lock(state.mutex);
   if (module->image.find(name) == std::string::npos) return 500;
-  *function = &functions.emplace_back(Function{name});
+  Function& made = functions.emplace_back(Function{name});
+  *function = &made;
+  if (module->host_code == nullptr) return 0;
+  const std::string symbol = "emulated_" + made.name;
+  made.kernel = reinterpret_cast<emulation::Kernel>(::dlsym(module->host_code, symbol.c_str()));
+  auto* const bytes = reinterpret_cast<std::size_t (*)()>(::dlsym(module->host_code, (symbol + "_bytes").c_str()));
+  if (made.kernel == nullptr || bytes == nullptr) return 500;
+  made.arg_bytes = bytes();
   return 0;
 }
-EXPORT cuFuncGetAttribute(int* value, int attribute, Function*) {
-  *value = attribute == 1 ? 100 : attribute == 3 ? 16 : 40;
+EXPORT cuFuncGetAttribute(int* value, int attribute, Function* function) {
+  *value = attribute == 1 ? (function->kernel == nullptr ? 100 : 0) : attribute == 3 ? 16 : 40;
   return failing("cuFuncGetAttribute");
 }
 EXPORT cuFuncSetAttribute(Function*, int attribute, int value) {
@@ -170,7 +208,7 @@ EXPORT cuFuncSetAttribute(Function*, int attribute, int value) {
 EXPORT cuFuncGetParamInfo(Function* function, std::size_t index, std::size_t* offset, std::size_t* bytes) {
   *offset = 0;
   const std::lock_guard lock(state.mutex);
-  *bytes = state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : 0;
+  *bytes = state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : function->arg_bytes;
   return index == 0 ? 0 : 1;
 }
 EXPORT cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function*, int threads, std::size_t shared) {
@@ -182,6 +220,11 @@ EXPORT cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz,
   if (const int code = failing("cuLaunchKernel")) return code;
   if (by != 1 || bz != 1 || extra != nullptr) return 1;
   const std::lock_guard lock(state.mutex);
+  if (function->kernel != nullptr) {
+    note("launch " + function->name + " " + std::to_string(bx));
+    emulation_error = emulation::run({function->kernel, {gx, gy, gz}, bx, shared, params[0]});
+    return emulation_error == nullptr ? 0 : kEmulationFailed;
+  }
   note("launch " + function->name + " " + std::to_string(bx));
   state.launches.push_back(
       {function->name,
@@ -208,7 +251,10 @@ int allocate(unsigned long long* pointer, std::size_t bytes, const char* call) {
   if (const int code = failing(call)) return code;
   if (stack.empty()) return 201;
   const std::lock_guard lock(state.mutex);
-  *pointer = reinterpret_cast<unsigned long long>(std::calloc(bytes, 1));
+  void* const made = std::malloc(bytes);
+  if (made == nullptr) return 2;
+  std::memset(made, 0xff, bytes);
+  *pointer = reinterpret_cast<unsigned long long>(made);
   state.memory[*pointer] = {bytes, *stack.back()};
   note("allocate " + std::to_string(bytes));
   return 0;
@@ -247,14 +293,34 @@ EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
   return allocate(pointer, bytes, "cuMemAllocAsync");
 }
 EXPORT cuMemFreeAsync(unsigned long long pointer, void*) { return release(pointer); }
-EXPORT cuTensorMapEncodeTiled(void* map, int, unsigned rank, void*, const unsigned long long* sizes,
+// What the library does not call: memory of the host that tests make known to the device.
+EXPORT cuMemHostRegister_v2(void* pointer, std::size_t bytes, unsigned) {
+  if (stack.empty()) return 201;
+  const std::lock_guard lock(state.mutex);
+  state.memory[reinterpret_cast<unsigned long long>(pointer)] = {bytes, *stack.back()};
+  return 0;
+}
+EXPORT cuMemHostUnregister(void* pointer) {
+  const std::lock_guard lock(state.mutex);
+  return state.memory.erase(reinterpret_cast<unsigned long long>(pointer)) == 1 ? 0 : 1;
+}
+EXPORT cuTensorMapEncodeTiled(void* map, int, unsigned rank, void* data, const unsigned long long* sizes,
                               const unsigned long long* strides, const unsigned* box, const unsigned* steps, int, int,
                               int, int) {
+  emulation::BoxMap made = {};
+  if (rank != emulation::BoxMap::kRank || reinterpret_cast<std::uintptr_t>(data) % 16 != 0) return 1;
   for (unsigned i = 0; i < rank; ++i) {
     if (sizes[i] == 0 || box[i] == 0 || box[i] > 256 || steps[i] == 0 || steps[i] > 8) return 1;
     if (i + 1 < rank && (strides[i] % 16 != 0 || strides[i] >> 40 != 0)) return 1;
+    made.size[i] = static_cast<std::uint32_t>(sizes[i]);
+    made.box[i] = static_cast<std::uint16_t>(box[i]);
+    made.step[i] = static_cast<std::uint8_t>(steps[i]);
+    if (i + 1 < rank) made.stride[i] = strides[i];
   }
+  made.data = static_cast<const unsigned char*>(data);
+  made.rank = static_cast<std::uint8_t>(rank);
   std::memset(map, 0, 128);
+  std::memcpy(map, &made, sizeof(made));
   const std::lock_guard lock(state.mutex);
   note("map");
   return 0;

@@ -1,6 +1,7 @@
 // What the tests see of the driver that they bring along (fake_cuda.cc): its contexts, what it was asked for, and which
 // of its calls shall fail. Two devices, of sm_80 and sm_90. Memory of the device is memory of the host, on the device of
-// the context that asked for it; kernels do nothing.
+// the context that asked for it, and NaN at first. Kernels do nothing, but for those that were compiled for this machine
+// (tests/emulation), which run before their launch returns.
 //
 // Environment, for other processes: FAKE_CUDA_FAILS "cuInit 100"; FAKE_CUDA_LOG, a file that gets the events.
 #ifndef VICUS_TESTS_JIT_FAKE_CUDA_H_
@@ -35,8 +36,8 @@ struct FakeLaunch {
 
 struct FakeCuda {
   static constexpr int kDevices = 2;
-  static constexpr int kSharedBytes = 100000;   // per block; kernels have 100 static ones
-  static constexpr std::size_t kArgBytes = 24;  // of the argument of kernel "attend"
+  static constexpr int kSharedBytes[kDevices] = {166912, 232448};  // per block; kernels have 100 static ones
+  static constexpr std::size_t kArgBytes = 24;                     // of the argument of kernel "attend"
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
   std::atomic<int> capture_status{0};

@@ -1,5 +1,7 @@
 // A libnvrtc that compiles nothing: the "cubin" is made from the text and the options, and the log is written as ptxas
 // writes its own. Environment:
+//   FAKE_NVRTC_COMPILER a command that compiles after all: called with a folder, where it finds main.cu and headers and
+//                       leaves cubin and log, and with the options
 //   FAKE_NVRTC_LOG    a file that gets one line per compilation, from all processes
 //   FAKE_NVRTC_SLEEP  milliseconds that a compilation takes
 //   FAKE_NVRTC_VERSION "13.1"
@@ -11,6 +13,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
 #include <regex>
 #include <string>
 #include <thread>
@@ -19,7 +25,30 @@ namespace {
 
 struct Program {
   std::string text, log, cubin;
+  std::map<std::string, std::string> files;
 };
+
+std::string content(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// Whether `compiler` made a cubin. The log is what it said.
+bool compile_by(const char* compiler, Program& program, const std::string& options) {
+  std::string folder = (std::filesystem::temp_directory_path() / "vicus-nvrtc-XXXXXX").string();
+  if (::mkdtemp(folder.data()) == nullptr) return false;
+  for (const auto& [name, text] : program.files) {
+    const std::filesystem::path file = std::filesystem::path(folder) / name;
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+  }
+  const std::string command = std::string(compiler) + " '" + folder + "'" + options;
+  const bool done = std::system(command.c_str()) == 0;
+  program.cubin = content(std::filesystem::path(folder) / "cubin");
+  program.log += content(std::filesystem::path(folder) / "log");
+  std::filesystem::remove_all(folder);
+  return done && !program.cubin.empty();
+}
 
 }  // namespace
 
@@ -42,8 +71,11 @@ EXPORT int nvrtcGetSupportedArchs(int* archs) {
 EXPORT const char* nvrtcGetErrorString(int) { return "NVRTC_ERROR_COMPILATION"; }
 EXPORT int nvrtcCreateProgram(Program** program, const char* text, const char* name, int headers,
                               const char* const* texts, const char* const* names) {
-  *program = new Program{text, {}, {}};
-  for (int i = 0; i < headers; ++i) (*program)->text += std::string("\n// ") + names[i] + "\n" + texts[i];
+  *program = new Program{text, {}, {}, {{"main.cu", text}}};
+  for (int i = 0; i < headers; ++i) {
+    (*program)->text += std::string("\n// ") + names[i] + "\n" + texts[i];
+    (*program)->files[names[i]] = texts[i];
+  }
   return name != nullptr ? 0 : 1;
 }
 EXPORT int nvrtcDestroyProgram(Program** program) {
@@ -81,9 +113,12 @@ EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* o
                     "' for 'sm_80'\nptxas         .     24 bytes stack frame, 8 bytes spill stores, 4 bytes spill "
                     "loads\nptxas info    : Used 40 registers, used 1 barriers, 100 bytes smem\n";
   }
-  program->cubin = "cubin";
-  for (int i = 0; i < count; ++i) program->cubin += std::string(" ") + options[i];
-  program->cubin += "\n" + program->text;
+  std::string all_options;
+  for (int i = 0; i < count; ++i) all_options += std::string(" ") + options[i];
+  if (const char* const compiler = std::getenv("FAKE_NVRTC_COMPILER"); compiler != nullptr) {
+    return compile_by(compiler, *program, all_options) ? 0 : 6;
+  }
+  program->cubin = "cubin" + all_options + "\n" + program->text;
   return 0;
 }
 EXPORT int nvrtcGetProgramLogSize(Program* program, std::size_t* bytes) {

@@ -1,0 +1,158 @@
+"""Plans, launch arguments, tensor maps and the text of the kernels of engines sm80 and sm90, without a GPU: forward
+and backward on an emulated one, against the oracle of the GPU tests. Problems are small; what they have in common with
+large ones is that no axis is a multiple of a tile, and that there are more tiles than one."""
+
+import dataclasses
+
+import emulated
+import emulated_unfused
+import pytest
+import torch
+from gpu_lengths import Case as Lengths
+from gpu_problems import Case, dense, neighborhood
+
+na, f16, f32 = neighborhood, {"dtype": "float16"}, {"dtype": "float32"}
+BOTH = (True, False)  # ways of the gradients: deterministic, or with atomics
+MIXED = {"step": (2, 1), "dilation": (2, 1), "causal": (0, 1), "kv": 1}
+
+TENSOR_CORES = ("forward", "delta", "backward_keys")
+SM80 = [
+    ("7 by 7", na((19, 21), 7), BOTH),
+    ("13 by 13", na((20, 30), 13, heads=1, **f16), BOTH),
+    ("1d", na((300,), 31, step=3, dilation=3, causal=1, dim=40), BOTH),
+    ("2d", na((20, 21), (7, 9), dim=32, **MIXED), BOTH),
+    ("2d, more tokens", na((20, 21), (7, 9), dim=64, additional_tokens=5, **MIXED), BOTH),
+    ("2d, bias", na((20, 21), (7, 9), dim=32, additional_tokens=5, rpb=True, **MIXED), BOTH),
+    ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), heads=4, kv=2), BOTH),
+    ("3d wide", na((4, 9, 11), (3, 5, 4), heads=1, dim=128), BOTH),
+    ("window is the axis", na((64,), 64, batch=1), (True,)),
+    ("window beyond the axis", na((50,), 90, causal=1), (False,)),
+    ("one token", na((1, 1, 1), 1, batch=3), (True,)),
+    ("thin", na((1, 300), (1, 9), **f16), (False,)),
+    ("scale below 0", na((60,), 11, scale=-0.4, additional_tokens=3), (True,)),
+    ("odd dims", dense(50, 70, kv=1, dim=41, dim_v=23), BOTH),
+    ("dense", dense(150, 230, heads=4, kv=2), BOTH),
+    ("dense, bottom right", dense(150, 190, "bottom_right", kv=1, dim=128), BOTH),
+    ("dense, top left", dense(190, 150, "top_left", **f16), (True,)),
+    ("sliding", dense(200, 210, left=40, right=9, dim=192, dim_v=128), (False,)),
+    ("dense wide", dense(70, 90, heads=1, dim=256), (True,)),
+    ("attention bias", dense(90, 200, "bottom_right", attn_bias=True, additional_tokens=7), (True,)),
+    ("no keys", dense(40, 0, additional_tokens=9), (True,)),
+]
+PLAIN = [
+    ("float32, 2d", na((12, 14), (5, 7), step=(1, 2), dilation=(2, 1), kv=1, additional_tokens=5, rpb=True, **f32)),
+    ("float32, 3d", na((4, 6, 7), (3, 3, 4), causal=(1, 0, 0), dim=24, **f32)),
+    ("float32, 1d", na((150,), 31, dim=128, **f32)),
+    ("float32, dense", dense(100, 130, "bottom_right", heads=4, kv=2, **f32)),
+    ("float32, odd dims", dense(50, 70, dim=41, dim_v=23, **f32)),
+    ("float32, bias", dense(40, 50, attn_bias=True, **f32)),
+    ("float64", na((9, 11), (5, 3), dim=16, dtype="float64")),
+]
+# Where sums of gradients fit into registers. Other head dims have the gradients of engine sm80.
+BOXES, FORWARD = ("sm90_forward", "sm90_backward"), ("sm90_forward", "backward_keys")
+SM90 = [
+    ("dense", dense(150, 230, heads=4, kv=2, dim=128), BOXES),
+    ("dense, bottom right", dense(150, 230, "bottom_right"), BOXES),
+    ("dense, rows without keys", dense(200, 90, "bottom_right", kv=1, dim=72, **f16), BOXES),
+    ("sliding", dense(150, 150, left=40, right=9, kv=1, dim=192, dim_v=128), BOXES),
+    ("dense wide", dense(150, 190, "top_left", dim=256, **f16), FORWARD),
+    ("one query", dense(1, 1500, heads=8, kv=2, dim=128, batch=1), ("sm90_forward", "merge_parts")),
+    ("1d", na((300,), 31, step=3, dilation=3, causal=1, dim=40), BOXES),
+    ("1d, long window", na((400,), 150, heads=1, dim=128, **f16), BOXES),
+    ("2d", na((20, 21), (7, 9), additional_tokens=5, **MIXED), BOXES),
+    ("2d, large windows", na((24, 40), (17, 20), heads=3, kv=1, batch=1), BOXES),
+    ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), dim=128), BOXES),
+    ("3d, more tokens", na((5, 9, 10), (3, 4, 5), heads=4, kv=2, additional_tokens=70, **f16), BOXES),
+    ("widest dilation", na((90,), 9, dilation=8), FORWARD),
+]
+TILES = [
+    (na((40, 50), 15, dim=64, heads=1), (1, 24, 8), (1, 8, 16)),
+    (na((40, 50), 15, dim=64, heads=1, **f16), (1, 4, 32), (1, 11, 16)),
+    (na((40, 50), 15, dim=128, heads=1), (1, 16, 8), (1, 8, 22)),
+    (na((9, 12, 12), 5, dim=64, heads=1), (12, 4, 4), (4, 4, 8)),
+    (na((9, 12, 12), 5, dim=128, heads=1, causal=1), (2, 8, 8), (6, 1, 24)),
+    (dense(300, 250, "top_left", dim=256, heads=1), (1, 1, 64), (1, 1, 80)),
+]
+LENGTHS = [
+    (Lengths(dense(120, 150, "bottom_right", heads=4, kv=2, batch=1), [30, 0, 1, 50, 39], [30, 7, 0, 70, 43])),
+    (Lengths(dense(250, 250, "top_left", heads=2, batch=1, dim=128), [130, 3, 117], [130, 3, 117])),
+    (Lengths(dense(50, 70, heads=4, kv=2, batch=4, additional_tokens=3), None, [70, 0, 1, 34])),
+    (Lengths(dense(50, 70, left=20, right=5, batch=2, dim=128, **f16), None, [70, 13])),
+]
+OUTSIDE = [
+    ("2d", na((16, 17), 5, heads=1)),
+    ("3d", na((5, 8, 9), (3, 5, 4), causal=(1, 0, 0), heads=1, dim=32)),
+    ("causal", dense(150, 150, "top_left", heads=1)),
+    ("sliding", dense(150, 170, left=30, right=20, heads=1, dim=128)),
+]
+STYLES = ("fused", "heads first", "shared", "shifted")
+
+
+def cases(problems):
+    made = [(Case(name, problem, seed=i), *rest) for i, (name, problem, *rest) in enumerate(problems)]
+    return [pytest.param(*each, id=each[0].name) for each in made]
+
+
+@pytest.mark.parametrize(("case", "ways"), cases(SM80))
+def test_engine_sm80(elsewhere, case, ways):
+    for deterministic in ways:
+        elsewhere(emulated.check, case, "sm80", deterministic, TENSOR_CORES)
+
+
+@pytest.mark.parametrize("case", cases(PLAIN))
+def test_other_types(elsewhere, case):
+    elsewhere(emulated.check, case, "sm80", expected=("plain_forward", "plain_backward_keys"))
+
+
+@pytest.mark.parametrize(("case", "kernels"), cases(SM90))
+def test_engine_sm90(elsewhere, case, kernels):
+    elsewhere(emulated.check, case, "sm90", expected=kernels)
+
+
+@pytest.mark.parametrize(("problem", "queries", "keys"), TILES)
+def test_tiles_of_engine_sm90(elsewhere, problem, queries, keys):
+    case = Case("tile", problem)
+    elsewhere(emulated.check, case, "sm90", expected=("sm90_forward",), tile_q=queries, tile_kv=keys)
+
+
+@pytest.mark.parametrize("engine", emulated.DEVICES)
+@pytest.mark.parametrize("style", STYLES)
+def test_places_in_memory(elsewhere, style, engine):
+    problem = na((19, 23), 7, heads=4, additional_tokens=3, dim=32)
+    elsewhere(emulated.check, Case(style, problem, style), engine)
+
+
+@pytest.mark.parametrize("engine", emulated.DEVICES)
+@pytest.mark.parametrize("case", LENGTHS, ids=["packed", "packed, causal", "padded", "padded, sliding"])
+def test_lists_of_lengths(elsewhere, case, engine):
+    elsewhere(emulated.check_lengths, case, engine, expected=("sm90_forward" if engine == "sm90" else "forward",))
+
+
+@pytest.mark.parametrize("engine", emulated.DEVICES)
+@pytest.mark.parametrize("case", cases(OUTSIDE))
+def test_keys_outside_a_window_have_no_influence(elsewhere, case, engine):
+    elsewhere(emulated.check_outside, case, engine)
+
+
+def test_large_logits(elsewhere):
+    case = Case("large logits", dataclasses.replace(SM80[0][1], dtype="float16"), spread=12.0)
+    for engine in emulated.DEVICES:
+        elsewhere(emulated.check, case, engine)
+
+
+UNFUSED = [
+    ((12, 14), ((5, 7), (1, 1), (1, 1), (0, 0)), 64, torch.bfloat16, 5, True, ("unfused_tile_scores",)),
+    ((5, 6, 7), ((3, 3, 4), (1, 2, 1), (1, 2, 1), (1, 0, 0)), 24, torch.float16, 0, False, ("unfused_tile_sums",)),
+    ((37,), ((50,), (3,), (2,), (0,)), 41, torch.float32, 5, True, ("unfused_scores", "unfused_to_keys")),
+]
+
+
+@pytest.mark.parametrize(("layout", "mask", "dim", "dtype", "tokens", "rpb", "kernels"), UNFUSED)
+def test_unfused(elsewhere, layout, mask, dim, dtype, tokens, rpb, kernels):
+    check = emulated_unfused.check_unfused
+    elsewhere(check, layout, mask, 4, 2, dim, dtype, tokens=tokens, rpb=rpb, expected=kernels)
+
+
+@pytest.mark.parametrize(("parts", "dim", "dtype"), [(3, 64, torch.bfloat16), (17, 41, torch.float32)])
+def test_merge(elsewhere, parts, dim, dtype):
+    elsewhere(emulated_unfused.check_merge, parts, (2, 9, 3), dim, dtype)
