@@ -45,6 +45,7 @@ def driver() -> ctypes.CDLL:
     os.environ["VICUS_CACHE_DIR"] = str(cache)
     torch.set_num_threads(1)  # other tests run beside this
     os.environ["FAKE_CUDA_LOG"] = str(LOG)
+    os.environ["FAKE_CUDA_SHARED_BYTES"] = "166912 232448"  # as an A100 and an H100 have
     os.environ["EMULATED_DEVICE"] = str(BUILD / "emulation" / "libemulated_device.so")
     os.environ["FAKE_NVRTC_COMPILER"] = f"'{sys.executable}' '{HERE / 'compile.py'}'"
     return ctypes.CDLL(os.environ["VICUS_CUDA_DRIVER"])

@@ -15,7 +15,7 @@ na, f16, f32 = neighborhood, {"dtype": "float16"}, {"dtype": "float32"}
 BOTH = (True, False)  # ways of the gradients: deterministic, or with atomics
 MIXED = {"step": (2, 1), "dilation": (2, 1), "causal": (0, 1), "kv": 1}
 
-TENSOR_CORES = ("forward", "delta", "backward_keys")
+TENSOR_CORES = ("forward", "backward_keys")
 SM80 = [
     ("7 by 7", na((19, 21), 7), BOTH),
     ("13 by 13", na((20, 30), 13, heads=1, **f16), BOTH),

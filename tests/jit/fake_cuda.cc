@@ -58,6 +58,13 @@ int failing(const char* call) {
   return state.failing_call == call ? state.failing_code : 0;
 }
 
+int shared_bytes(int device) {
+  const char* const asked = std::getenv("FAKE_CUDA_SHARED_BYTES");
+  if (asked == nullptr) return FakeCuda::kSharedBytes;
+  const std::string text = asked;
+  return std::atoi(text.c_str() + (device == 0 ? 0 : text.find(' ')));
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
@@ -98,10 +105,10 @@ EXPORT cuDeviceGetAttribute(int* value, int attribute, int device) {
       *value = 0;
       return 0;
     case 81:
-      *value = FakeCuda::kSharedBytes[device] + 1024;
+      *value = shared_bytes(device) + 1024;
       return 0;
     case 97:
-      *value = FakeCuda::kSharedBytes[device];
+      *value = shared_bytes(device);
       return 0;
     default:
       return 1;

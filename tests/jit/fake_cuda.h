@@ -3,7 +3,8 @@
 // the context that asked for it, and NaN at first. Kernels do nothing, but for those that were compiled for this machine
 // (tests/emulation), which run before their launch returns.
 //
-// Environment, for other processes: FAKE_CUDA_FAILS "cuInit 100"; FAKE_CUDA_LOG, a file that gets the events.
+// Environment, for other processes: FAKE_CUDA_FAILS "cuInit 100"; FAKE_CUDA_LOG, a file that gets the events;
+// FAKE_CUDA_SHARED_BYTES "166912 232448", of the devices' blocks.
 #ifndef VICUS_TESTS_JIT_FAKE_CUDA_H_
 #define VICUS_TESTS_JIT_FAKE_CUDA_H_
 
@@ -36,7 +37,7 @@ struct FakeLaunch {
 
 struct FakeCuda {
   static constexpr int kDevices = 2;
-  static constexpr int kSharedBytes[kDevices] = {166912, 232448};  // per block; kernels have 100 static ones
+  static constexpr int kSharedBytes = 100000;   // per block; kernels have 100 static ones
   static constexpr std::size_t kArgBytes = 24;                     // of the argument of kernel "attend"
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};

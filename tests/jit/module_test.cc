@@ -97,7 +97,7 @@ TEST_F(Module, AKernelIsMadeOncePerKeyAndFoundAfterwards) {
   EXPECT_EQ(kernel.shared_bytes, 100);
   EXPECT_EQ(kernel.arg_bytes, sizeof(Args));
   EXPECT_EQ(kernel.name, "attend of kernel.cu");
-  EXPECT_EQ(fake.dynamic_shared_bytes, FakeCuda::kSharedBytes[0] - 100);
+  EXPECT_EQ(fake.dynamic_shared_bytes, FakeCuda::kSharedBytes - 100);
   for (int i = 0; i < 100; ++i) EXPECT_EQ(&get({64, 1}), &kernel);
   EXPECT_EQ(made, 1);
   EXPECT_NE(&get({64, 2}), &kernel);
@@ -181,8 +181,8 @@ TEST_F(Module, DevicesAreDescribed) {
   ASSERT_EQ(device_count(), 2);
   EXPECT_EQ(device(0).arch, (Arch{8, 0}));
   EXPECT_EQ(device(1).multiprocessors, 109);
-  EXPECT_EQ(device(1).shared_bytes_per_block, FakeCuda::kSharedBytes[1]);
-  EXPECT_EQ(device(1).shared_bytes_per_multiprocessor, FakeCuda::kSharedBytes[1] + 1024);
+  EXPECT_EQ(device(1).shared_bytes_per_block, FakeCuda::kSharedBytes);
+  EXPECT_EQ(device(1).shared_bytes_per_multiprocessor, FakeCuda::kSharedBytes + 1024);
   EXPECT_EQ(device(1).l2_bytes, 40 << 20);
   for (const int wrong : {-1, 2}) EXPECT_CONTAINS(message<InvalidArgument>([&] { (void)device(wrong); }), "0 to 1");
   EXPECT_THROW(ContextGuard{2}, InvalidArgument);
