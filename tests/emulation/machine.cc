@@ -20,8 +20,10 @@ Place place;
 
 namespace {
 
-constexpr unsigned kGuardBytes = 1024;   // behind shared memory, which nobody may write
-constexpr unsigned char kPoison = 0xff;  // NaN in every type
+constexpr unsigned kGuardBytes = 1024;  // behind shared memory, which nobody may write
+// What shared memory holds at first, in turns, as bytes: NaN of every type, and large numbers, as kernels have a careful
+// path for rows that are not finite.
+constexpr unsigned char kPoison[2] = {0xff, 0x4b};
 
 /// Lanes of a warp on their way to one instruction.
 struct Meeting {
@@ -106,7 +108,8 @@ class Machine {
   void run_block(Dim3 block) {
     place.block = block;
     place.shared = shared();
-    std::memset(place.shared, kPoison, launch_->shared_bytes + kGuardBytes);
+    const unsigned char poison = kPoison[block.x % 2];
+    std::memset(place.shared, poison, launch_->shared_bytes + kGuardBytes);
     barriers_.clear();
     sleeping_.clear();
     for (std::vector<Meeting>& warp : meetings_) warp.clear();
@@ -121,7 +124,7 @@ class Machine {
     change_to_next(main_);
     if (!error_.empty()) return;
     const unsigned char* const guard = place.shared + launch_->shared_bytes;
-    if (std::any_of(guard, guard + kGuardBytes, [](unsigned char byte) { return byte != kPoison; })) {
+    if (std::any_of(guard, guard + kGuardBytes, [&](unsigned char byte) { return byte != poison; })) {
       error_ = where() + ": shared memory was written beyond its " + std::to_string(launch_->shared_bytes) + " bytes";
     }
   }

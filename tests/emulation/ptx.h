@@ -3,7 +3,7 @@
 // not here does not compile, and the compiler's error names it.
 //
 // Copies and products that a GPU does in the meantime are done here as late as a kernel allows: when it waits for them.
-// What they will overwrite is NaN from the start.
+// What copies will overwrite is spoiled from the start.
 #ifndef VICUS_TESTS_EMULATION_PTX_H_
 #define VICUS_TESTS_EMULATION_PTX_H_
 

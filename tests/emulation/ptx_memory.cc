@@ -21,6 +21,10 @@ unsigned char* shared_at(std::uint32_t address, unsigned bytes) {
 
 namespace {
 
+// What copies will overwrite, as bytes: large numbers of every type. NaN would send kernels to their careful path, which
+// reads the tensors themselves.
+constexpr unsigned char kNotYet = 0x4b;
+
 struct Copy {
   unsigned char* to;
   const unsigned char* from;  // or nothing: zeros
@@ -159,7 +163,7 @@ void cp_async(u32 shared, const void* global, int bytes, int present) {
   }
   if (present != 0 && present != bytes) emulation::fail("a copy of %d of %d bytes", present, bytes);
   unsigned char* const to = shared_at(shared, count);
-  std::memset(to, 0xff, count);
+  std::memset(to, emulation::kNotYet, count);
   const auto* const from = static_cast<const unsigned char*>(global);
   copies.at(place.thread).open.push_back({to, present != 0 ? from : nullptr, count});
 }
@@ -216,7 +220,8 @@ void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_byt
   if (2 * load.map.box[0] != emulation::kBoxRow) emulation::fail("a box of %u features", load.map.box[0]);
   for (unsigned i = 0; i < at.size(); ++i) load.at[i] = *at[i];
   emulation::for_rows(load, [&](u32 row, const auto& /*coordinates*/) {
-    std::memset(shared_at(shared + row * emulation::kBoxRow, emulation::kBoxRow), 0xff, emulation::kBoxRow);
+    std::memset(shared_at(shared + row * emulation::kBoxRow, emulation::kBoxRow), emulation::kNotYet,
+                emulation::kBoxRow);
   });
   emulation::PhaseBarrier& counts = emulation::phase_barrier(barrier);
   counts.loads.push_back(load);

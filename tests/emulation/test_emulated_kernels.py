@@ -12,32 +12,34 @@ from gpu_lengths import Case as Lengths
 from gpu_problems import Case, dense, neighborhood
 
 na, f16, f32 = neighborhood, {"dtype": "float16"}, {"dtype": "float32"}
-BOTH = (True, False)  # ways of the gradients: deterministic, or with atomics
+# Ways of the gradients, and kernels that they have: deterministic, or with atomics.
+EXACT = (True, ("forward", "backward_queries", "backward_keys"))
+ADDED = (False, ("forward", "backward_keys", "convert"))
+BOTH = (EXACT, ADDED)
 MIXED = {"step": (2, 1), "dilation": (2, 1), "causal": (0, 1), "kv": 1}
 
-TENSOR_CORES = ("forward", "backward_keys")
 SM80 = [
-    ("7 by 7", na((19, 21), 7), BOTH),
-    ("13 by 13", na((20, 30), 13, heads=1, **f16), BOTH),
+    ("7 by 7", na((19, 21), 7), (EXACT,)),
+    ("13 by 13", na((20, 30), 13, heads=1, **f16), (EXACT,)),
     ("1d", na((300,), 31, step=3, dilation=3, causal=1, dim=40), BOTH),
     ("2d", na((20, 21), (7, 9), dim=32, **MIXED), BOTH),
     ("2d, more tokens", na((20, 21), (7, 9), dim=64, additional_tokens=5, **MIXED), BOTH),
     ("2d, bias", na((20, 21), (7, 9), dim=32, additional_tokens=5, rpb=True, **MIXED), BOTH),
-    ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), heads=4, kv=2), BOTH),
+    ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), heads=4, kv=2), (EXACT,)),
     ("3d wide", na((4, 9, 11), (3, 5, 4), heads=1, dim=128), BOTH),
-    ("window is the axis", na((64,), 64, batch=1), (True,)),
-    ("window beyond the axis", na((50,), 90, causal=1), (False,)),
-    ("one token", na((1, 1, 1), 1, batch=3), (True,)),
-    ("thin", na((1, 300), (1, 9), **f16), (False,)),
-    ("scale below 0", na((60,), 11, scale=-0.4, additional_tokens=3), (True,)),
+    ("window is the axis", na((64,), 64, batch=1), (EXACT,)),
+    ("window beyond the axis", na((50,), 90, causal=1), (EXACT,)),
+    ("one token", na((1, 1, 1), 1, batch=3), (EXACT,)),
+    ("thin", na((1, 300), (1, 9), **f16), (ADDED,)),
+    ("scale below 0", na((60,), 11, scale=-0.4, additional_tokens=3), (EXACT,)),
     ("odd dims", dense(50, 70, kv=1, dim=41, dim_v=23), BOTH),
     ("dense", dense(150, 230, heads=4, kv=2), BOTH),
     ("dense, bottom right", dense(150, 190, "bottom_right", kv=1, dim=128), BOTH),
-    ("dense, top left", dense(190, 150, "top_left", **f16), (True,)),
-    ("sliding", dense(200, 210, left=40, right=9, dim=192, dim_v=128), (False,)),
-    ("dense wide", dense(70, 90, heads=1, dim=256), (True,)),
-    ("attention bias", dense(90, 200, "bottom_right", attn_bias=True, additional_tokens=7), (True,)),
-    ("no keys", dense(40, 0, additional_tokens=9), (True,)),
+    ("dense, top left", dense(190, 150, "top_left", **f16), (EXACT,)),
+    ("sliding", dense(200, 210, left=40, right=9, dim=192, dim_v=128), (EXACT,)),
+    ("dense wide", dense(70, 90, heads=1, dim=256), (EXACT,)),
+    ("attention bias", dense(90, 200, "bottom_right", attn_bias=True, additional_tokens=7), (EXACT,)),
+    ("no keys", dense(40, 0, additional_tokens=9), (EXACT,)),
 ]
 PLAIN = [
     ("float32, 2d", na((12, 14), (5, 7), step=(1, 2), dilation=(2, 1), kv=1, additional_tokens=5, rpb=True, **f32)),
@@ -95,8 +97,8 @@ def cases(problems):
 
 @pytest.mark.parametrize(("case", "ways"), cases(SM80))
 def test_engine_sm80(elsewhere, case, ways):
-    for deterministic in ways:
-        elsewhere(emulated.check, case, "sm80", deterministic, TENSOR_CORES)
+    for deterministic, kernels in ways:
+        elsewhere(emulated.check, case, "sm80", deterministic, kernels)
 
 
 @pytest.mark.parametrize("case", cases(PLAIN))
@@ -125,7 +127,8 @@ def test_places_in_memory(elsewhere, style, engine):
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("case", LENGTHS, ids=["packed", "packed, causal", "padded", "padded, sliding"])
 def test_lists_of_lengths(elsewhere, case, engine):
-    elsewhere(emulated.check_lengths, case, engine, expected=("sm90_forward" if engine == "sm90" else "forward",))
+    for deterministic, kernels in BOTH if engine == "sm80" else [(True, BOXES)]:
+        elsewhere(emulated.check_lengths, case, engine, deterministic, kernels)
 
 
 @pytest.mark.parametrize("engine", emulated.DEVICES)

@@ -38,7 +38,7 @@ struct FakeLaunch {
 struct FakeCuda {
   static constexpr int kDevices = 2;
   static constexpr int kSharedBytes = 100000;   // per block; kernels have 100 static ones
-  static constexpr std::size_t kArgBytes = 24;                     // of the argument of kernel "attend"
+  static constexpr std::size_t kArgBytes = 24;  // of the argument of kernel "attend"
 
   std::atomic<int> loads{0}, retained{0}, attribute_sets{0}, dynamic_shared_bytes{0}, relaxed_loads{0};
   std::atomic<int> capture_status{0};
