@@ -95,6 +95,20 @@ Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
   return rows;
 }
 
+// The same by heads, [B, H, *X, width]: boxes of engine sm90.
+Rows scratch_rows_of_heads(const Problem& p, void* data, std::int64_t width) {
+  Rows rows;
+  rows.data = data;
+  std::int64_t step = width;
+  for (int i = p.rank() - 1; i >= 0; --i) {
+    rows.token[3 - p.rank() + i] = step;
+    step *= p.layout[i];
+  }
+  rows.head = step;
+  rows.batch = p.heads * step;
+  return rows;
+}
+
 // In scratch memory, where the plan has several parts.
 KeyParts key_parts_of(const Plan& plan, void* scratch) {
   const Problem& p = plan.problem;
@@ -270,7 +284,8 @@ void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   // Sums first: they are added to and read 16 bytes at a time.
   const std::int64_t width = g.add_queries ? padded(p.head_dim) : 0, rows = p.batch * p.queries() * p.heads;
   if (width > 0) {
-    args.query_sums = scratch_rows(p, scratch.data(), width);
+    const bool boxes = g.keys.family == GpuKernels::warpgroups;
+    args.query_sums = (boxes ? scratch_rows_of_heads : scratch_rows)(p, scratch.data(), width);
     scratch.clear(g.scratch_bytes);
   }
   args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * width, kStatistics);

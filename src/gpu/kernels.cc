@@ -15,7 +15,10 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   const bool boxes = call.backward && call.boxes && g.backward.keys.family == GpuKernels::warpgroups;
   const auto of = [&](Kernel kernel) {
     Spec spec = spec_of(plan, kernel, call.backward || call.logsumexp, call.vectors, call.bias_type);
-    if (boxes) spec.add_queries = false;  // they have a kernel of their own
+    if (boxes) {
+      if (!loads_boxes(kernel)) spec.add_queries = false;
+      spec.careful_sums = kernel == Kernel::convert;
+    }
     return spec;
   };
   const auto add = [&](Kernel kernel) { list.add(of(kernel)); };
@@ -44,9 +47,11 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     return list;
   }
   if (boxes) {
+    const bool summed = g.backward.add_queries && call.grad_query;
     add(Kernel::delta);
-    if (call.grad_query) add(Kernel::sm90_queries);
-    if (call.grad_keys) add(Kernel::sm90_keys);
+    if (call.grad_query && !summed) add(Kernel::sm90_queries);
+    if (call.grad_keys || summed) add(Kernel::sm90_keys);
+    if (summed) add(Kernel::convert);
     if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::additional);
     if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);
     return list;

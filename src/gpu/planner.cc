@@ -281,6 +281,12 @@ std::string plain_reason(const Problem& p) {
          std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
 }
 
+/// How many tasks share out the keys.
+std::int64_t kv_splits(const Plan& plan, const GpuGradientPlan& gradients) {
+  if (!gradients.add_queries) return 1;
+  return std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(gradients.keys.blocks, 1));
+}
+
 /// Backward with tensor cores. False where a kernel has no tile.
 bool plan_backward(Plan& plan) {
   const Problem& p = plan.problem;
@@ -298,17 +304,17 @@ bool plan_backward(Plan& plan) {
   if (g.backward.keys.tile.rows == 0 || (!g.backward.add_queries && g.backward.queries.tile.rows == 0)) return false;
   // Biases leave no registers for what a block holds of its own rows: it is read again.
   if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward.queries.hold = false;
-  if (g.backward.add_queries) {
-    plan.backward.kv_splits =
-        std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward.keys.blocks, 1));
-  }
+  plan.backward.kv_splits = kv_splits(plan, g.backward);
   return true;
 }
 
 std::size_t rows_of(const Problem& p) { return static_cast<std::size_t>(p.batch * p.queries() * p.heads); }
 
-/// Two numbers of each query and head, which backward kernels with tensor cores share.
-std::size_t statistics_bytes(const Problem& p) { return rows_of(p) * 2 * sizeof(float); }
+/// Of gradients with tensor cores: two numbers of each query and head, and dQ where kernels of keys sum it.
+std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
+  const int sums = gradients.add_queries ? padded(p.head_dim) : 0;
+  return rows_of(p) * static_cast<std::size_t>(2 + sums) * sizeof(float);
+}
 
 /// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
@@ -341,9 +347,10 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     return of.add_queries ? 5 * of.keys.work.tile_pairs : 4 * of.keys.work.tile_pairs + 3 * of.queries.work.tile_pairs;
   };
   GpuGradientPlan gradients = plan_box_gradients(plan);
-  if (chosen(gradients.keys.tile.rows > 0 && gradients.queries.tile.rows > 0, products(gradients), products(g.backward),
-             kFaster)) {
-    gradients.scratch_bytes = statistics_bytes(plan.problem);
+  const bool all = gradients.keys.tile.rows > 0 && (gradients.add_queries || gradients.queries.tile.rows > 0);
+  if (chosen(all, products(gradients), products(g.backward), kFaster)) {
+    gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
+    plan.backward.kv_splits = kv_splits(plan, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;
     any = true;
@@ -384,8 +391,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   }
   const std::size_t rows = rows_of(p);
   if (possible && plan_backward(plan)) {
-    const auto width = static_cast<std::size_t>(g.backward.add_queries ? padded(p.head_dim) : 0);
-    g.backward.scratch_bytes = statistics_bytes(p) + rows * width * sizeof(float);
+    g.backward.scratch_bytes = gradient_bytes(p, g.backward);
   } else {
     if (g.reason.empty()) g.reason = no_tile(plan) + " for gradients with tensor cores";
     g.backward.add_queries = false;

@@ -64,13 +64,15 @@ int boxes_bytes(const Spec& s) {
   return ceil_div(bytes, kUnit) * kUnit;
 }
 
-// sm90_gradients.cuh: the same, and two buffers of gradients of logits.
+// sm90_gradients.cuh: the same, and two buffers of gradients of logits; or one, and sums of dQ.
 int gradient_bytes(const Spec& s) {
   constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kWalk = 16, kRows = 64,
                 kRowTile = 320;
   const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64) + ceil_div(s.head_dim_v, 64);
   const bool of_keys = s.kernel == Kernel::sm90_keys;
-  const int grads = of_keys ? 2 * warpgroups * ceil_div(s.keys(), 64) * kRows : 0;
+  constexpr int kSumWidth = 64, kSumRow = kSumWidth * 4 / kSlabRow;  // in rows of slabs
+  const int buffer = warpgroups * ceil_div(s.keys(), 64) * kRows, sums = warpgroups * kRows * kSumRow;
+  const int grads = !of_keys ? 0 : s.add_queries ? buffer + sums : 2 * buffer;
   const int bytes = kSlabRow * (slabs * (warpgroups * kRows + s.stages * s.keys()) + grads) +
                     s.stages * ((of_keys ? 8 * s.keys() : 16) + 2 * kBarrier + kWalk + 4 * warpgroups) +
                     warpgroups * (2 * kBox + kRows * kSpan * s.rank) + kRowTile + 512;

@@ -46,6 +46,19 @@ __device__ __forceinline__ void tma_load(u32 smem, const TensorMap& map, u32 bar
       : "memory");
 }
 
+// Adds a box of float32 in shared memory to coordinates `c` of a tensor, where it has those. Boxes belong to a group, which
+// bulk_commit ends.
+__device__ __forceinline__ void tma_add(const TensorMap& map, u32 smem, const int (&c)[5]) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(
+          &map),
+      "r"(smem), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4])
+      : "memory");
+}
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until all groups have left shared memory.
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // Makes what this thread wrote to shared memory seen by the copy engine and by warpgroup products.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

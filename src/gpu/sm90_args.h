@@ -42,6 +42,7 @@ struct Sm90Args {
 /// Rows are what a block owns, columns what it meets; first and second name the product that a tensor goes into.
 struct Sm90BackwardArgs {
   TensorMap row_first, row_second, first, second, additional_first, additional_second;
+  TensorMap query_sums;  ///< float32 scratch: features, token axes, heads of all batch entries
   BackwardArgs backward;
   int places = 0;  ///< packed sequences: for tiles of rows, as above
 };

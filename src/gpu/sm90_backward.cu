@@ -2,113 +2,26 @@
 //
 // A block owns rows and meets tiles of columns. Where rows are keys (kOfKeys) it sums dK and dV over the tiles of the queries
 // that see them, of all heads of the group; where rows are queries it sums dQ over key tiles. Nothing is summed across
-// blocks, so both are bit-exact, without scratch memory. One kernel with atomics for dQ, with five products instead of
-// seven, is no faster (notes/sm90.md).
+// blocks, so both are bit-exact, without scratch memory. With kAddQueries there is no second kernel: blocks of keys also
+// add what they know of dQ to scratch (sm90_query_sums.cuh), five products instead of seven.
 //
 // One warp loads boxes with the copy engine, kWarpgroups warpgroups own 64 rows each. S and dP of a tile (64 rows by
 // kColumns columns) lie in registers as accumulators, and become P and dS where they are. Operand A of the sums is P in
 // registers and dS, of queries in registers too, of keys in shared memory. The sums of a tile's dS run beside the next
-// tile's S.
+// tile's S. With kAddQueries every tile has one before it, the first one zeros: two copies of a step instead of four.
 //
 // Values that are not finite: a pair that is not seen has weight zero, but zero times NaN is NaN. Rows whose sums are not
-// finite are done again pair by pair (sm90_careful.cuh).
-#include "sm90_careful.cuh"
-#include "sm90_gradients.cuh"
+// finite are done again pair by pair (careful_gradients.cuh).
+#include "careful_gradients.cuh"
+#include "sm90_gradient_products.cuh"
 #include "sm90_mask.cuh"
+#include "sm90_query_sums.cuh"
 #include "sm90_store.cuh"
 
 namespace vicus::gpu {
 
 constexpr int kLoadRegisters = kWarpgroups == 3 ? 32 : 24, kMathRegisters = kWarpgroups == 3 ? 160 : 240;
 constexpr int kShown = 1;  // named barriers of the math
-
-// Where operands are, in units of 16 bytes: everything from one register.
-constexpr int kUnit = 16;
-__device__ __forceinline__ constexpr int units(int elements) { return elements * 2 / kUnit; }
-constexpr int kRowFirst = 0, kRowSecond = kRowFirst + units(kWarpgroups * kSlabs * kRows * kSlab),
-              kFirst = kRowSecond + units(kWarpgroups * kValueSlabs * kRows * kSlab),
-              kSecond = kFirst + units(kStages * kSlabs * kColumns * kSlab),
-              kGrads = kSecond + units(kStages * kValueSlabs * kColumns * kSlab);
-
-// The products of one warpgroup.
-struct Products {
-  int base, warpgroup;
-  float scores[kColumns / 2], grads[kColumns / 2];  // S, later P; dP, later dS
-  float first_out[kHeadDim / 2], second_out[kHeadDimV / 2];
-  u32 weights[kColumns / 4];
-
-  __device__ __forceinline__ Products(const Smem& smem, int of)
-      : base(static_cast<int>((smem_address(&smem) & 0x3ffff) / kUnit)), warpgroup(of) {
-#pragma unroll
-    for (float& x : first_out) x = 0;
-#pragma unroll
-    for (float& x : second_out) x = 0;
-  }
-
-  // d = rows . columns over kWidth features, in flight
-  template <int kWidth>
-  __device__ __forceinline__ void start_scores(float (&d)[kColumns / 2], u64 row, u64 column) {
-    wgmma_fence();
-    wgmma_scores_begin(d, row, column);
-#pragma unroll
-    for (int f = 16; f < kWidth; f += 16) {
-      const int slab = f / kSlab, at = units(f % kSlab);
-      wgmma_scores(d, row + (units(slab * kRows * kSlab) + at), column + (units(slab * kColumns * kSlab) + at), 1);
-    }
-    wgmma_commit();
-  }
-  __device__ __forceinline__ int first_at(int stage) const {
-    return base + kFirst + stage * units(kSlabs * kColumns * kSlab);
-  }
-  __device__ __forceinline__ int second_at(int stage) const {
-    return base + kSecond + stage * units(kValueSlabs * kColumns * kSlab);
-  }
-  __device__ __forceinline__ void start_first(int stage) {
-    const int row = base + kRowFirst + warpgroup * units(kSlabs * kRows * kSlab);
-    start_scores<kDq>(scores, operand(0, 16) + row, operand(0, 16) + first_at(stage));
-  }
-  __device__ __forceinline__ void start_second(int stage) {
-    const int row = base + kRowSecond + warpgroup * units(kValueSlabs * kRows * kSlab);
-    start_scores<kDv>(grads, operand(0, 16) + row, operand(0, 16) + second_at(stage));
-  }
-
-  __device__ __forceinline__ void pack(const float (&d)[kColumns / 2]) {
-#pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) weights[i] = Half::pack(d[2 * i], d[2 * i + 1]);
-  }
-  // second_out += P . columns, in flight; P is in `weights`
-  __device__ __forceinline__ void start_second_sums(int stage) {
-    const u64 columns = operand(0, kColumns * kSlab * 2) + second_at(stage);
-    hold(second_out);
-    wgmma_fence();
-#pragma unroll
-    for (int c = 0; c < kColumns; c += 16) {
-      const u32* w = weights + c / 4;
-      wgmma_second(second_out, w[0], w[1], w[2], w[3], columns + units(c * kSlab), 1);
-    }
-    wgmma_commit();
-  }
-  // first_out += dS . columns; dS is in `weights` or, of keys, in shared memory
-  __device__ __forceinline__ void start_first_sums(int stage, int buffer) {
-    const u64 columns = operand(0, kColumns * kSlab * 2) + first_at(stage);
-    hold(first_out);
-    wgmma_fence();
-#pragma unroll
-    for (int c = 0; c < kColumns; c += 16) {
-      if constexpr (kOfKeys) {
-        const u64 grad = operand(0, 16) + grads_at(buffer, c / kSlab) + units(c % kSlab);
-        wgmma_first(first_out, grad, columns + units(c * kSlab), 1);
-      } else {
-        const u32* w = weights + c / 4;
-        wgmma_first(first_out, w[0], w[1], w[2], w[3], columns + units(c * kSlab), 1);
-      }
-    }
-    wgmma_commit();
-  }
-  __device__ __forceinline__ int grads_at(int buffer, int slab) const {
-    return base + kGrads + ((buffer * kWarpgroups + warpgroup) * kGradSlabs + slab) * units(kRows * kSlab);
-  }
-};
 
 // One warpgroup's rows.
 struct Attend {
@@ -118,7 +31,8 @@ struct Attend {
   const int warpgroup;
   float lse[2] = {}, delta[2] = {};  // of the rows, where those are queries
   Ring ring, before;
-  int buffer = 0;        // that the next dS goes to
+  int buffer = 0;        // that the next dS goes to, where there are two
+  u32 grads_phase = 0;   // kAdds: of the next dS
   bool pending = false;  // dS of the tile at `before` waits for its product
 
   // Rows of this thread: this one and 8 more.
@@ -153,10 +67,11 @@ struct Attend {
     }
   }
 
-  __device__ __forceinline__ void leave(const Ring& ring) const {
+  __device__ __forceinline__ void arrive(const u64& barrier) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&smem.empty[ring.stage]));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&barrier));
   }
+  __device__ __forceinline__ void leave(const Ring& ring) const { arrive(smem.empty[ring.stage]); }
 
   // Of a column pair and a row half.
   __device__ __forceinline__ float2 of_pair(const float (&row)[2], const float* columns, int n, int half) const {
@@ -186,6 +101,7 @@ struct Attend {
       for (int half = 0; half < 2; ++half) {
         const float2 of = of_pair(delta, smem.delta[stage], n, half);
         const int i = 4 * n + 2 * half;
+        if constexpr (kPacksLate) p.weights[i / 2] = Half::pack(p.scores[i], p.scores[i + 1]);
         p.grads[i] = p.scores[i] * (p.grads[i] - of.x);
         p.grads[i + 1] = p.scores[i + 1] * (p.grads[i + 1] - of.y);
       }
@@ -194,6 +110,7 @@ struct Attend {
 
   // dS to shared memory, as operand of its product.
   __device__ __forceinline__ void put_grads() {
+    if constexpr (kAdds) mbarrier_wait(smem_address(&smem.grads_empty), grads_phase ^ 1);
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; n += 2) {
@@ -202,18 +119,49 @@ struct Attend {
       u32 four[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) four[i] = Half::pack(p.grads[4 * n + 2 * i], p.grads[4 * n + 2 * i + 1]);
+      if constexpr (kKeepsGrads) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p.packed_grads[2 * n + i] = four[i];
+      }
       stmatrix_x4(smem_address(slab) + 2 * (row * kSlab + (eight ^ row % 8) * 8), four);
     }
-    show_products(kShown + warpgroup);
-    buffer ^= 1;
+    if constexpr (kAdds) {
+      fence_proxy_async();
+      arrive(smem.grads_full);
+      grads_phase ^= 1;
+    } else {
+      show_products(kShown + warpgroup);
+      buffer ^= 1;
+    }
+  }
+  __device__ __forceinline__ void put_no_grads() {
+#pragma unroll
+    for (float& x : p.grads) x = 0;
+    put_grads();
   }
 
-  // The sums of dS of the tile before.
+  // The sums of dS of the tile before, in flight.
+  __device__ __forceinline__ void start_pending() {
+    if constexpr (kAdds) {
+      mbarrier_wait(smem_address(&smem.grads_full), grads_phase ^ 1);
+      p.start_query_sums();
+    }
+    p.start_first_sums(before.stage, kAdds ? 0 : buffer ^ 1);
+  }
+  // dQ of the tile before: all that were started before its dK are done.
+  __device__ __forceinline__ void put_queries() {
+    hold(p.queries);
+    arrive(smem.grads_empty);
+    mbarrier_wait(smem_address(&smem.sums_empty), grads_phase);
+    put_query_sums(smem, p.queries, warpgroup);
+    arrive(smem.sums_full);
+  }
   __device__ __forceinline__ void finish_pending() {
-    p.start_first_sums(before.stage, buffer ^ 1);
+    start_pending();
     wgmma_wait<0>();
     hold(p.first_out);
-    leave(before);
+    if constexpr (kAdds) put_queries();
+    if (!kAdds || pending) leave(before);
     pending = false;
   }
 
@@ -221,18 +169,26 @@ struct Attend {
   template <bool kPending, bool kMasked>
   __device__ __forceinline__ void step() {
     p.start_first(ring.stage);
-    if constexpr (kPending) p.start_first_sums(before.stage, buffer ^ 1);
+    if constexpr (kPending) start_pending();
     if constexpr (kOfQueries) p.start_second(ring.stage);
     ThreadMask mask;
     if constexpr (kMasked) {
       see_keys(&smem.seen[warpgroup][first_row()], smem.tile[ring.stage].walk, args.additional, mask);
     }
-    wgmma_wait<(kPending ? 1 : 0) + (kOfQueries ? 1 : 0)>();
+    wgmma_wait<(kPending ? 1 : 0) + (kAdds ? 1 : 0) + (kOfQueries ? 1 : 0)>();
     hold(p.scores);
     weigh(ring.stage);
     if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
     hold(p.scores);
-    if constexpr (kOfKeys) {
+    if constexpr (kAdds) {
+      wgmma_wait<kKeepsGrads ? 0 : 1>();  // packed P takes the registers of packed dS
+      put_queries();
+    }
+    if constexpr (kPacksLate) {
+      p.start_second(ring.stage);
+      wgmma_wait<0>();
+      hold(p.scores);
+    } else if constexpr (kOfKeys) {
       p.pack(p.scores);
       p.start_second(ring.stage);
       p.start_second_sums(ring.stage);
@@ -242,12 +198,13 @@ struct Attend {
     }
     if constexpr (kPending) {
       hold(p.first_out);
-      leave(before);
+      if (!kAdds || pending) leave(before);
     }
     hold(p.grads);
     differentiate(ring.stage);
     if constexpr (kMasked) hide_keys(mask, 0.0f, p.grads);
     if constexpr (kOfKeys) {
+      if constexpr (kPacksLate) p.start_second_sums(ring.stage);
       put_grads();
       wgmma_wait<0>();
       hold(p.second_out);
@@ -271,18 +228,25 @@ struct Attend {
 
   __device__ __forceinline__ void run() {
     const int tiles = smem.tiles;
+    if (kAdds && tiles > 0) put_no_grads();
     for (int t = 0; t < tiles; ++t) {
       mbarrier_wait(smem_address(&smem.full[ring.stage]), ring.phase);
       const TileUse use = smem.tile[ring.stage].use[warpgroup];
       if (use == TileUse::skip) {
-        if (pending) finish_pending();  // what comes next may need its stage
-        leave(ring);
+        if (kAdds || pending) finish_pending();  // what comes next may need its stage
+        if constexpr (kAdds) {                   // others multiply this dS too
+          put_no_grads();
+          pending = true;
+          before = ring;
+        } else {
+          leave(ring);
+        }
       } else if (use == TileUse::masked) {
         if constexpr (kOthers) clear_others();
-        if (pending) step<true, true>();
+        if (kAdds || pending) step<true, true>();
         else step<false, true>();
       } else {
-        if (pending) step<true, false>();
+        if (kAdds || pending) step<true, false>();
         else step<false, false>();
       }
       ring.next();
@@ -313,7 +277,7 @@ struct Attend {
     __syncwarp();
     for (int r = 0; r < 16; ++r) {
       if (((r < 8 ? wrong[0] : wrong[1]) >> (4 * (r % 8)) & 0xf) == 0) continue;
-      careful_row(args, smem.rows, position_of(threadIdx.x / 32 % 4 * 16 + r));
+      careful_gradients<kOfKeys>(args, smem.rows.cell, smem.rows.tile.head, position_of(threadIdx.x / 32 % 4 * 16 + r));
     }
   }
 };
@@ -327,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
       mbarrier_init(smem_address(&smem.full[s]), kOfKeys ? 1 + kStatisticsWarps : 1);
       mbarrier_init(smem_address(&smem.empty[s]), kWarpgroups * 4);
     }
+    if constexpr (kAdds) init_query_sums(smem);
     fence_mbarrier_init();
   }
   if (threadIdx.x == 32) smem.rows = row_tile(args);  // here, where it has registers
@@ -337,6 +302,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
     registers_down<kLoadRegisters>();
     if (threadIdx.x < 32) load(args, smem);
     if (kOfKeys && threadIdx.x >= 32 && threadIdx.x < 32 + 32 * kStatisticsWarps) load_statistics(args.backward, smem);
+    if (kAdds && threadIdx.x == 96) add_query_sums(args, smem);
   } else {
     registers_up<kMathRegisters>();
     Products products(smem, role - 1);

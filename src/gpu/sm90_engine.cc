@@ -76,6 +76,29 @@ TensorMap map_of(const ConstTensorView& t, int rank, int heads, const Extent& bo
   return map;
 }
 
+// The sums of dQ, [B, H, *X, width] in float32, by boxes of 16 features: sm90_query_sums.cuh.
+TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
+  constexpr std::uint32_t kSumSlab = 16;
+  std::array<std::uint64_t, kMapRank> size{}, stride{};  // bytes
+  std::array<std::uint32_t, kMapRank> box{}, step{};
+  const auto set = [&](std::size_t n, std::int64_t count, std::int64_t elements, int extent) {
+    size.at(n) = static_cast<std::uint64_t>(count);
+    stride.at(n) = static_cast<std::uint64_t>(count == 1 ? 16 : elements * 4);
+    box.at(n) = static_cast<std::uint32_t>(extent);
+    step.at(n) = 1;
+  };
+  set(0, padded(spec.head_dim), 1, kSumSlab);
+  for (std::size_t n = 1; n < 4; ++n) set(n, args.len[3 - n], args.query_sums.token[3 - n], spec.tile_kv.at(3 - n));
+  set(4, std::int64_t{args.batch} * args.heads, args.query_sums.head, 1);
+  TensorMap map;
+  jit::check(jit::driver().cuTensorMapEncodeTiled(map.words, jit::kTensorMapFloat32, kMapRank, args.query_sums.data,
+                                                  size.data(), stride.data() + 1, box.data(), step.data(),
+                                                  jit::kTensorMapNotInterleaved, jit::kTensorMapNotSwizzled,
+                                                  jit::kTensorMapPromote256, jit::kTensorMapZeros),
+             "cuTensorMapEncodeTiled", "describing sums of dQ to the copy engine");
+  return map;
+}
+
 }  // namespace
 
 bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorView& grad_output) {
@@ -166,6 +189,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
     all.additional_first = map_of(in.additional_keys, spec.rank, 1, line, undilated);
     all.additional_second = map_of(in.additional_values, spec.rank, 1, line, undilated);
   }
+  if (of_keys && spec.add_queries) all.query_sums = map_of_sums(args, spec);
   all.backward = args;
   kernels.launch(spec, blocks, all);
 }

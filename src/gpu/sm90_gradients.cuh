@@ -3,7 +3,7 @@
 // A block owns rows (a box of keys, or of queries) and meets columns (boxes of the others) one tile after the other. Of
 // rows and columns alike there are the tensors of the first product (query, key) and of the second one (gradient of the
 // output, value). Constants of the prologue, besides those of sm90_boxes.cuh, where kTileQ is the box of rows and kTileKv
-// that of columns: kOfKeys (rows are keys), kSharedBytes.
+// that of columns: kOfKeys (rows are keys), kAddQueries (which then also sum dQ), kSharedBytes.
 #pragma once
 
 #include "sm90_boxes.cuh"
@@ -18,6 +18,11 @@ constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
 // Columns that follow the last one of a sequence are those of others, or padding.
 constexpr bool kOthers = kPacked || (kKeyLengths && kOfQueries);
 constexpr int kGradSlabs = (kColumns + kSlab - 1) / kSlab;
+// dQ of a tile: a warpgroup sums 64 queries by 64 features of it, half of the queries or half of the features.
+constexpr bool kAdds = kOfKeys && kAddQueries;
+constexpr int kSumWidth = 64, kSumSlab = 16, kSumSlabs = kWarpgroups * kRows * kSumWidth / (kColumns * kSumSlab);
+constexpr bool kHalfQueries = kGradSlabs > 1;
+static_assert(!kAdds || (kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
 
 // What rows see: the columns of any of them, and those of all.
 __device__ __forceinline__ Span columns_of_any(const Axis& axis, Span rows) {
@@ -51,11 +56,12 @@ struct alignas(1024) Smem {
   u16 first[kStages][kSlabs][kColumns * kSlab];
   u16 second[kStages][kValueSlabs][kColumns * kSlab];
   // Gradients of the logits: rows of keys, by warpgroup; columns of queries, 64 in a slab. Two, so that all warps are done
-  // with one before any writes it again.
-  u16 grad_scores[2][kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 8];
+  // with one before any writes it again; one where barriers see to that.
+  u16 grad_scores[kAdds ? 1 : 2][kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 8];
+  float sums[kAdds ? kSumSlabs : 1][kAdds ? kColumns * kSumSlab : 4];  // sm90_query_sums.cuh
   // Of the queries of a stage.
   float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys ? kColumns : 1];
-  u64 rows_full, full[kStages], empty[kStages];
+  u64 rows_full, full[kStages], empty[kStages], grads_full, grads_empty, sums_full, sums_empty;
   ColumnTile tile[kStages];
   Box any[kWarpgroups], all[kWarpgroups];  // columns that a warpgroup's rows see
   Span seen[kWarpgroups][kRows][kRank];    // of each row, per axis

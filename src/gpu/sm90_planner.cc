@@ -43,7 +43,13 @@ constexpr BoxShape kKeysShapes[] = {
     {128, 2, 32, 64, 3, false, 1.0},
     {192, 2, 32, 32, 3, false, 1.2, 320},
 };
-std::span<const BoxShape> shapes_of(Kernel kernel) {
+// That also sum dQ: warpgroups share out 128 queries by 64 features, or 64 by 128.
+constexpr BoxShape kAddingShapes[] = {
+    {64, 2, 128, 128, 3, false, 1.0},
+    {128, 2, 64, 64, 3, false, 1.0},
+};
+std::span<const BoxShape> shapes_of(Kernel kernel, bool adds) {
+  if (adds) return kAddingShapes;
   if (kernel == Kernel::sm90_queries) return kQueriesShapes;
   if (kernel == Kernel::sm90_keys) return kKeysShapes;
   return kForwardShapes;
@@ -111,7 +117,9 @@ Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_k
 
 class BoxSearch {
  public:
-  BoxSearch(const Plan& plan, Kernel kernel) : plan_(plan), p_(plan.problem), kernel_(kernel) {
+  /// `adds`: of keys, whose kernel also sums dQ.
+  BoxSearch(const Plan& plan, Kernel kernel, bool adds = false)
+      : plan_(plan), p_(plan.problem), kernel_(kernel), adds_(adds) {
     if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
       for (int i = 0; i < p_.rank(); ++i) {
         dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
@@ -125,7 +133,7 @@ class BoxSearch {
     tile_kv_ = tile_kv;
     const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
     int narrowest = 0;  // shapes for wider head dims would also do, but waste
-    for (const BoxShape& shape : shapes_of(kernel_)) {
+    for (const BoxShape& shape : shapes_of(kernel_, adds_)) {
       if (width > shape.head_dim || (narrowest != 0 && shape.head_dim != narrowest)) continue;
       if (p_.head_dim + p_.head_dim_v > shape.head_dims) continue;
       narrowest = shape.head_dim;
@@ -233,6 +241,7 @@ class BoxSearch {
     if (cost >= found.cost) return;
     Spec spec;
     spec.kernel = kernel_;
+    spec.add_queries = adds_;
     spec.rank = p_.rank();
     spec.head_dim = static_cast<int>(p_.head_dim);
     spec.head_dim_v = static_cast<int>(p_.head_dim_v);
@@ -281,11 +290,23 @@ class BoxSearch {
   const Plan& plan_;
   const Problem& p_;
   Kernel kernel_;
+  bool adds_;
   std::vector<Family> families_ = families(p_);
   Extent dilation_{1, 1, 1}, tile_q_{}, tile_kv_{};
   std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
   std::vector<Found> found_;
 };
+
+/// Whether the kernel of keys can also sum dQ. Boxes of sums have no gaps, additional tokens have no sums; with three axes
+/// and short rows, masks would not fit into registers.
+bool addable(const Problem& p) {
+  const auto* mask = std::get_if<Neighborhood>(&p.mask);
+  for (int i = 0; mask != nullptr && i < p.rank(); ++i) {
+    if (mask->dilation[i] > 1) return false;
+  }
+  const bool is_short = p.head_dim <= 64;
+  return p.additional_tokens == 0 && !(is_short && (p.rank() == 3 || p.head_dim_v > 64));
+}
 
 std::string refuse(const char* name, std::int64_t got, const std::string& allowed) {
   return std::string("engine sm90 takes ") + name + " " + allowed + ", it is " + std::to_string(got);
@@ -332,6 +353,11 @@ GpuGradientPlan plan_box_gradients(const Plan& plan) {
   // Both head dims are rows of a product here.
   const bool whole = p.rank() < 3 || p.head_dim_v % (2 * kUnit) == 0;
   if (!whole) return gradients;
+  if (plan.backward.kv_splits_allowed > 1 && addable(p)) {
+    gradients.keys = BoxSearch(plan, Kernel::sm90_keys, true).run({}, {}).best;
+    gradients.add_queries = gradients.keys.tile.rows > 0;
+    if (gradients.add_queries) return gradients;
+  }
   gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;
   gradients.queries = BoxSearch(plan, Kernel::sm90_queries).run({}, {}).best;
   return gradients;

@@ -35,6 +35,7 @@ struct Product {
   int columns;
   bool registers = false;      // a is in registers, not in shared memory
   bool b_by_features = false;  // b lies by rows of features, not of columns
+  bool a_by_features = false;  // likewise a, in shared memory
   bool begins = false;         // d = a . b; otherwise d = d * add + a . b
 };
 
@@ -59,7 +60,7 @@ std::string text(const Product& f, DType dtype) {
   code.append("  asm volatile(\"{\\n.reg .pred p;\\nsetp.ne.b32 p, ").append(add).append(", 0;\\n");
   code.append("wgmma.mma_async.sync.aligned.m64n").append(text(f.columns)).append("k16.f32").append(type).append(type);
   code.append(" {").append(d).append("}, ").append(a).append(", ").append(b).append(", p, 1, 1, ");
-  if (!f.registers) code.append("0, ");
+  if (!f.registers) code.append(f.a_by_features ? "1, " : "0, ");
   code.append(f.b_by_features ? "1" : "0").append(";\\n}\" : ").append(outputs).append(" : ");
   code.append(f.registers ? "\"r\"(a0), \"r\"(a1), \"r\"(a2), \"r\"(a3)" : "\"l\"(a)").append(", \"l\"(b)");
   return code.append(f.begins ? ");\n}\n}\n" : ", \"r\"(add));\n}\n}\n");
@@ -76,11 +77,18 @@ std::string boxes_prologue(const Spec& s) {
   }
   // sm90_backward.cu, of rows that are keys and of rows that are queries
   p += constant("bool", "kOfKeys", s.kernel == Kernel::sm90_keys);
+  constexpr int kSumWidth = 64;  // features of dQ that a warpgroup sums
   for (const Product& f : {
            Product{.name = "wgmma_scores_begin", .columns = s.keys(), .begins = true},
            Product{.name = "wgmma_first", .columns = s.head_dim, .b_by_features = true},
            Product{.name = "wgmma_first", .columns = s.head_dim, .registers = true, .b_by_features = true},
            Product{.name = "wgmma_second", .columns = s.head_dim_v, .registers = true, .b_by_features = true},
+           Product{.name = "wgmma_queries", .columns = kSumWidth, .b_by_features = true, .a_by_features = true},
+           Product{.name = "wgmma_queries_begin",
+                   .columns = kSumWidth,
+                   .b_by_features = true,
+                   .a_by_features = true,
+                   .begins = true},
        }) {
     p += text(f, s.dtype);
   }
@@ -123,6 +131,7 @@ std::string prologue(const Spec& s) {
   p += constant("int", "kSplits", s.splits);
   p += constant("bool", "kHold", s.hold);
   p += constant("bool", "kAddQueries", s.add_queries);
+  p += constant("bool", "kCarefulSums", s.careful_sums);
   p += constant("bool", "kAdditionalTile", s.kernel == Kernel::additional);
   p += constant("bool", "kOwnsKeys", s.kernel == Kernel::keys || s.kernel == Kernel::additional);
   p += constant("bool", "kGathers", s.meets_parts());

@@ -82,6 +82,7 @@ struct Spec {
   // query gradients are summed with atomics on the way.
   int chunk = 16, splits = 1;
   bool hold = true, add_queries = false;
+  bool careful_sums = false;  // their conversion: rows that are not finite are done again
   // Plain: a quarter of the rows of a warp, features that a first product takes at a time, and those of a second one.
   int thread_rows = 0, depth = 0, wide = 0;
   int lanes = 0;  // merge: of a row

@@ -38,9 +38,9 @@ enum CUfunction_attribute : int {
   kRegisters = 4,
   kMaxDynamicSharedBytes = 8,
 };
-enum CUtensorMapDataType : int { kTensorMapFloat16 = 6, kTensorMapBfloat16 = 9 };
+enum CUtensorMapDataType : int { kTensorMapFloat16 = 6, kTensorMapFloat32 = 7, kTensorMapBfloat16 = 9 };
 enum CUtensorMapInterleave : int { kTensorMapNotInterleaved = 0 };
-enum CUtensorMapSwizzle : int { kTensorMapSwizzle128 = 3 };
+enum CUtensorMapSwizzle : int { kTensorMapNotSwizzled = 0, kTensorMapSwizzle128 = 3 };
 enum CUtensorMapL2promotion : int { kTensorMapPromote256 = 3 };
 enum CUtensorMapFloatOOBfill : int { kTensorMapZeros = 0 };
 enum CUpointer_attribute : int { kPointerDeviceOrdinal = 9 };

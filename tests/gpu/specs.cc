@@ -244,17 +244,25 @@ std::vector<BoxCase> box_cases() {
 }
 
 void compile_boxes(const BoxCase& c, const GpuTarget& target) {
-  const Plan plan =
-      choose_plan(c.problem, {.engine = Engine::sm90, .tile_q = c.tile_q, .tile_kv = c.tile_kv, .gpu = target});
+  Plan plan = choose_plan(c.problem, {.engine = Engine::sm90, .tile_q = c.tile_q, .tile_kv = c.tile_kv, .gpu = target});
   for (const bool logsumexp : {false, true}) {
     compile(c.name, target, gpu::spec_of(plan, gpu::Kernel::sm90_forward, logsumexp, true, c.bias_type),
             {{"work_ratio", plan.gpu.forward.work.ratio()}});
     if (c.problem.dense()) break;
   }
-  if (plan.gpu.backward.keys.family != GpuKernels::warpgroups) return;
-  for (const auto& [kernel, work] : {std::pair(gpu::Kernel::sm90_queries, plan.gpu.backward.queries.work),
-                                     std::pair(gpu::Kernel::sm90_keys, plan.gpu.backward.keys.work)}) {
-    compile(c.name, target, gpu::spec_of(plan, kernel, true, true, c.bias_type), {{"work_ratio", work.ratio()}});
+  for (const bool deterministic : {false, true}) {
+    PlanOptions options = {.engine = Engine::sm90, .gpu = target};
+    options.backward.deterministic = deterministic;
+    const GpuGradientPlan& gradients = (plan = choose_plan(c.problem, options)).gpu.backward;
+    if (gradients.keys.family != GpuKernels::warpgroups || (!deterministic && !gradients.add_queries)) continue;
+    const auto run = [&](gpu::Kernel kernel, double ratio) {
+      gpu::Spec spec = gpu::spec_of(plan, kernel, true, true, c.bias_type);
+      spec.careful_sums = kernel == gpu::Kernel::convert;
+      compile(c.name, target, spec, {{"work_ratio", ratio}});
+    };
+    run(gpu::Kernel::sm90_keys, gradients.keys.work.ratio());
+    if (gradients.add_queries) run(gpu::Kernel::convert, 1);
+    else run(gpu::Kernel::sm90_queries, gradients.queries.work.ratio());
   }
 }
 

@@ -235,7 +235,7 @@ TEST_F(GpuLists, KeyLengthsOfTheDeviceAreReadThere) {
 TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   options = {.engine = Engine::sm90, .gpu = {9, 0, 132, 232448}};
   pack_on_device();
-  run();
+  run(true);
   const GpuGradientPlan& plan = used.gpu.backward;
   ASSERT_EQ(plan.keys.family, GpuKernels::warpgroups);
   const std::vector<FakeLaunch> launches = launched("sm90_backward");
@@ -254,7 +254,7 @@ TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   problem.batch = kBatch;
   dense.device = {.key_lengths = true};
   in = {.key_lengths = {at(7), kBatch}};
-  run();
+  run(true);
   ASSERT_EQ(launched("sm90_backward").size(), 2U);
   const FakeLaunch keys = launched("sm90_backward")[1];
   EXPECT_EQ(keys.grid[0], blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv)) << "padding too";

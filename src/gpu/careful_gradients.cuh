@@ -1,16 +1,19 @@
-// Rows of gradients that are done again because a value that is not finite came near.
+// Rows of gradients that are done again because a value that is not finite came near. Of engine sm90, without biases.
+// Constants of the prologue, besides those of tiles.cuh: kHeadDim, kHeadDimV, kAdditional.
 #pragma once
 
-#include "sm90_gradients.cuh"
+#include "tiles.cuh"
 
 namespace vicus::gpu {
 
-// One row by the whole warp, column after column, reading only what it sees: where a value that is not finite lies in a
-// tile, products with weight zero are not zero. Slow, and rare.
-__device__ __forceinline__ void careful_row(const BackwardArgs& args, const RowTile& rows, const Position& row) {
-  const int lane = threadIdx.x % 32;
+// One row, of a query or a key, by the whole warp, column after column, reading only what it sees: where a value that is
+// not finite lies in a tile, products with weight zero are not zero. Slow, and rare. `head` is of queries or of keys.
+template <bool kOfKey>
+__device__ __forceinline__ void careful_gradients(const BackwardArgs& args, const Cell& cell, int head,
+                                                  const Position& row) {
+  const int lane = threadIdx.x % 32, group = args.heads / args.heads_kv;
+  const int first_head = kOfKey ? head * group : head, kv_head = kOfKey ? head : head / group;
   constexpr int kParts = (kHeadDim + 31) / 32, kValueParts = (kHeadDimV + 31) / 32;
-  const Cell& cell = rows.cell;
   const Placed queries = place(args.query, cell, cell.first_query), keys = place(args.key, cell, cell.first_key);
   const Placed grads = place(args.grad_output, cell, cell.first_query),
                values = place(args.value, cell, cell.first_key);
@@ -31,55 +34,54 @@ __device__ __forceinline__ void careful_row(const BackwardArgs& args, const RowT
       dp += __shfl_xor_sync(~0u, dp, step);
     }
     const float weight = exp2_approx(s * args.scale_log2 - of[0]), ds = weight * (dp - of[1]);
-    const u16* const first = kOfKeys ? query : key;
+    const u16* const first = kOfKey ? query : key;
     for (int i = 0; i < kParts; ++i) {
       const int f = lane + 32 * i;
       if (f < kHeadDim) first_out[i] += ds * Half::unpack(first[f]);
     }
-    for (int i = 0; i < kValueParts && kOfKeys; ++i) {
+    for (int i = 0; i < kValueParts && kOfKey; ++i) {
       const int f = lane + 32 * i;
       if (f < kHeadDimV) second_out[i] += weight * Half::unpack(grad[f]);
     }
   };
   Box seen;
   for (int a = 0; a < 3; ++a) {
-    seen.axis[a] = a < kFirstAxis ? Span{0, 1} : columns_of_any(cell.grid.axis[a], {row.at[a], row.at[a] + 1});
+    const Axis& axis = cell.grid.axis[a];
+    const Span one = {row.at[a], row.at[a] + 1};
+    seen.axis[a] = a < kFirstAxis ? Span{0, 1} : kOfKey ? geometry::queries_of(axis, one) : geometry::hull(axis, one);
   }
-  const int heads = kOfKeys ? rows.group : 1;
-  for (int h = 0; h < heads; ++h) {
-    const int head = kOfKeys ? rows.tile.head * rows.group + h : rows.tile.head;
+  for (int h = first_head; h < first_head + (kOfKey ? group : 1); ++h) {
     Position c;
     for (c.at[0] = seen.axis[0].begin; c.at[0] < seen.axis[0].end; ++c.at[0]) {
       for (c.at[1] = seen.axis[1].begin; c.at[1] < seen.axis[1].end; ++c.at[1]) {
         for (c.at[2] = seen.axis[2].begin; c.at[2] < seen.axis[2].end; ++c.at[2]) {
-          const Position &q = kOfKeys ? c : row, &k = kOfKeys ? row : c;
-          visit(query_data + queries.row(q, head), key_data + keys.row(k, rows.tile.kv_head),
-                grad_data + grads.row(q, head), value_data + values.row(k, rows.tile.kv_head),
-                static_cast<const float*>(args.statistics.data) + statistics.row(q, head));
+          const Position &q = kOfKey ? c : row, &k = kOfKey ? row : c;
+          visit(query_data + queries.row(q, h), key_data + keys.row(k, kv_head), grad_data + grads.row(q, h),
+                value_data + values.row(k, kv_head),
+                static_cast<const float*>(args.statistics.data) + statistics.row(q, h));
         }
       }
     }
-    if constexpr (kAdditional && kOfQueries) {
+    if constexpr (kAdditional && !kOfKey) {
       const Placed more_keys = place_additional(args.additional_keys, cell);
       const Placed more_values = place_additional(args.additional_values, cell);
       for (int t = 0; t < args.additional; ++t) {
         const Position p = {{0, 0, t}};
-        visit(query_data + queries.row(row, head),
-              static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, rows.tile.kv_head),
-              grad_data + grads.row(row, head),
-              static_cast<const u16*>(args.additional_values.data) + more_values.row(p, rows.tile.kv_head),
-              static_cast<const float*>(args.statistics.data) + statistics.row(row, head));
+        visit(query_data + queries.row(row, h),
+              static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, kv_head),
+              grad_data + grads.row(row, h),
+              static_cast<const u16*>(args.additional_values.data) + more_values.row(p, kv_head),
+              static_cast<const float*>(args.statistics.data) + statistics.row(row, h));
       }
     }
   }
   const auto store = [&](const Rows& to, const float* sums, int width, float factor) {
     if (to.data == nullptr) return;
-    u16* out = static_cast<u16*>(to.data) +
-               place(to, cell, kOfKeys ? cell.first_key : cell.first_query).row(row, rows.tile.head);
+    u16* out = static_cast<u16*>(to.data) + place(to, cell, kOfKey ? cell.first_key : cell.first_query).row(row, head);
     for (int f = lane; f < width; f += 32) out[f] = static_cast<u16>(Half::pack(sums[f / 32] * factor, 0.0f));
   };
-  store(kOfKeys ? args.grad_key : args.grad_query, first_out, kHeadDim, args.scale_log2 * 0.693147180559945309f);
-  if constexpr (kOfKeys) store(args.grad_value, second_out, kHeadDimV, 1.0f);
+  store(kOfKey ? args.grad_key : args.grad_query, first_out, kHeadDim, args.scale_log2 * 0.693147180559945309f);
+  if constexpr (kOfKey) store(args.grad_value, second_out, kHeadDimV, 1.0f);
 }
 
 }  // namespace vicus::gpu

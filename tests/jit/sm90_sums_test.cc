@@ -1,0 +1,101 @@
+// Engine sm90 without a GPU: gradients of the query that the kernel of keys sums.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <string>
+
+#include "device_tensor.h"
+#include "fake_cuda.h"
+#include "gpu/sm90_args.h"
+#include "vicus/vicus.hpp"
+
+namespace vicus {
+namespace {
+
+using vicus::testing::fake_cuda;
+using vicus::testing::Tensor;
+
+constexpr GpuTarget kH100 = {9, 0, 132, 232448};
+
+Problem problem_of(AxisValues layout, const Neighborhood& mask, std::int64_t head_dim = 64) {
+  Problem p;
+  p.dtype = DType::bfloat16;
+  p.batch = 2;
+  p.layout = layout;
+  p.heads = p.heads_kv = 2;
+  p.head_dim = p.head_dim_v = head_dim;
+  p.mask = mask;
+  return p;
+}
+
+Problem dense_problem(std::int64_t queries, std::int64_t keys, Dense mask = {}) {
+  Problem p = problem_of({queries}, {}, 128);
+  mask.keys = keys;
+  p.mask = mask;
+  return p;
+}
+
+TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
+  const auto adds = [](const Problem& p, const BackwardOptions& options = {}) {
+    const GpuGradientPlan g = choose_plan(p, {.backward = options, .gpu = kH100}).gpu.backward;
+    EXPECT_EQ(g.keys.family, GpuKernels::warpgroups);
+    return g.add_queries;
+  };
+  EXPECT_TRUE(adds(dense_problem(1000, 700)));
+  EXPECT_TRUE(adds(dense_problem(1000, 700, {.key_lengths = {100, 300}})));
+  EXPECT_FALSE(adds(dense_problem(1000, 700), {.kv_parallelism = false}));
+  EXPECT_FALSE(adds(dense_problem(1000, 700), {.kv_splits = {1, 1, 1}}));
+  Problem many = dense_problem(1000, 700);
+  many.heads = many.heads_kv = 2048;
+  EXPECT_FALSE(adds(many)) << "as many tasks as may be, without parts of the keys";
+  EXPECT_TRUE(adds(many, {.memory = MemoryPreference::unrestricted}));
+  Problem more = dense_problem(1000, 700);
+  more.additional_tokens = 3;
+  EXPECT_FALSE(adds(more));
+  EXPECT_FALSE(adds(problem_of({100, 100}, {.kernel_size = 30, .dilation = {1, 2}}, 128)));
+  const Neighborhood deep = {.kernel_size = {6, 16, 16}};
+  EXPECT_FALSE(adds(problem_of({8, 64, 64}, deep, 64))) << "registers";
+  EXPECT_TRUE(adds(problem_of({8, 64, 64}, deep, 128)));
+}
+
+TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
+    fake.launches.clear();
+    fake.events.clear();
+  }
+  const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 72), {.gpu = kH100});
+  const Problem& p = plan.problem;
+  ASSERT_TRUE(plan.gpu.backward.add_queries);
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor output(p.dtype, p.output_shape()), logsumexp(DType::float32, p.logsumexp_shape());
+  const Tensor dq(p.dtype, p.query_shape()), dk(p.dtype, p.key_shape());
+  int stream = 0;
+  backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+           {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view},
+           {.query = dq.view, .key = dk.view}, &stream);
+  const std::lock_guard lock(fake.mutex);
+  const std::string bytes = std::to_string(plan.gpu.backward.scratch_bytes);
+  const auto cleared = std::find(fake.events.begin(), fake.events.end(), "clear " + bytes);
+  ASSERT_NE(cleared, fake.events.end());
+  EXPECT_EQ(std::count(cleared, fake.events.end(), "map"), 5) << "four tensors and the sums";
+  ASSERT_EQ(fake.launches.size(), 3U) << "delta, of keys, convert";
+  gpu::Sm90BackwardArgs args;
+  ASSERT_EQ(fake.launches[1].kernel, "sm90_backward");
+  ASSERT_EQ(fake.launches[1].args.size(), sizeof(args));
+  std::memcpy(&args, fake.launches[1].args.data(), sizeof(args));
+  const gpu::Rows& sums = args.backward.query_sums;
+  constexpr long long kWidth = 80;
+  EXPECT_EQ(sums.token[2], kWidth);
+  EXPECT_EQ(sums.token[1], 90 * kWidth);
+  EXPECT_EQ(sums.head, 80 * 90 * kWidth);
+  EXPECT_EQ(sums.batch, p.heads * sums.head);
+  EXPECT_EQ(args.backward.statistics.data, static_cast<float*>(sums.data) + p.batch * sums.batch);
+}
+
+}  // namespace
+}  // namespace vicus
