@@ -32,7 +32,8 @@ __device__ __forceinline__ void redo(const BackwardArgs& args, const RowIndex& r
     careful_gradients<false>(args, cell, row.head, query);
 }
 
-extern "C" __global__ void __launch_bounds__(kConvertThreads) convert(const __grid_constant__ BackwardArgs args) {
+// Three blocks of a multiprocessor: left to itself the compiler stops at 64 registers, and spills.
+extern "C" __global__ void __launch_bounds__(kConvertThreads, 3) convert(const __grid_constant__ BackwardArgs args) {
   const long long index = static_cast<long long>(blockIdx.x) * kConvertThreads + threadIdx.x;  // of four sums
   const int four = static_cast<int>(index % (kWidth / 4));
   const RowIndex row = row_index(args, index / (kWidth / 4));
@@ -59,15 +60,17 @@ extern "C" __global__ void __launch_bounds__(kConvertThreads) convert(const __gr
   }
   if constexpr (kCarefulSums) {
     u32 wrong = __ballot_sync(~0u, finite != 0);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const long long first = index - lane;  // of the warp
     __syncwarp();
     while (wrong != 0) {
-      const long long bad = (first + __ffs(static_cast<int>(wrong)) - 1) / (kWidth / 4);
-      redo(args, row_index(args, bad));
-      for (int i = 0; i < 32; ++i) {  // all of that row
-        if ((first + i) / (kWidth / 4) == bad) wrong &= ~(1u << i);
+      const int lane = __ffs(static_cast<int>(wrong)) - 1;
+      RowIndex bad = {__shfl_sync(~0u, row.batch, lane), __shfl_sync(~0u, row.head, lane), {0, 0, 0}};
+      bool same = row.batch == bad.batch && row.head == bad.head;
+      for (int a = kFirstAxis; a < 3; ++a) {
+        bad.token[a] = __shfl_sync(~0u, row.token[a], lane);
+        same = same && row.token[a] == bad.token[a];
       }
+      redo(args, bad);
+      wrong &= ~__ballot_sync(~0u, same);
     }
   }
 }

@@ -14,20 +14,28 @@ __device__ __forceinline__ void careful_gradients(const BackwardArgs& args, cons
   const int lane = threadIdx.x % 32, group = args.heads / args.heads_kv;
   const int first_head = kOfKey ? head * group : head, kv_head = kOfKey ? head : head / group;
   constexpr int kParts = (kHeadDim + 31) / 32, kValueParts = (kHeadDimV + 31) / 32;
-  const Placed queries = place(args.query, cell, cell.first_query), keys = place(args.key, cell, cell.first_key);
-  const Placed grads = place(args.grad_output, cell, cell.first_query),
-               values = place(args.value, cell, cell.first_key);
-  const Placed statistics = place(args.statistics, cell, cell.first_query);
-  const u16 *const query_data = static_cast<const u16*>(args.query.data), *const key_data =
-                                                                              static_cast<const u16*>(args.key.data);
-  const u16 *const grad_data = static_cast<const u16*>(args.grad_output.data), *const value_data =
-                                                                                   static_cast<const u16*>(
-                                                                                       args.value.data);
+  // Strides stay in the constant memory of the arguments: registers are few.
+  const auto token = [&](const Position& p, int first) {
+    RowIndex at = {cell.batch, 0, {0, 0, 0}};
+    for (int a = kFirstAxis; a < 3; ++a) at.token[a] = p.at[a] * kDilation[a] + cell.residue[a];
+    at.token[2] += first;
+    return at;
+  };
+  const auto data = [](const Rows& t, RowIndex at, int h) {
+    at.head = h;
+    return static_cast<const u16*>(t.data) + at.of(t);
+  };
   float first_out[kParts] = {}, second_out[kValueParts] = {};
-  // A pair: rows of query, key, gradient of the output and value, and the statistics of the query.
-  const auto visit = [&](const u16* query, const u16* key, const u16* grad, const u16* value, const float* of) {
+  // A pair: where a query is, and rows of key and value.
+  const auto visit = [&](const RowIndex& at, int h, const u16* key, const u16* value) {
+    const u16 *const query = data(args.query, at, h), *const grad = data(args.grad_output, at, h);
+    RowIndex of_head = at;
+    of_head.head = h;
+    const float* const of = static_cast<const float*>(args.statistics.data) + of_head.of(args.statistics);
     float s = 0, dp = 0;
+#pragma unroll 1
     for (int d = lane; d < kHeadDim; d += 32) s += Half::unpack(query[d]) * Half::unpack(key[d]);
+#pragma unroll 1
     for (int d = lane; d < kHeadDimV; d += 32) dp += Half::unpack(grad[d]) * Half::unpack(value[d]);
     for (int step = 16; step > 0; step /= 2) {
       s += __shfl_xor_sync(~0u, s, step);
@@ -54,24 +62,20 @@ __device__ __forceinline__ void careful_gradients(const BackwardArgs& args, cons
     Position c;
     for (c.at[0] = seen.axis[0].begin; c.at[0] < seen.axis[0].end; ++c.at[0]) {
       for (c.at[1] = seen.axis[1].begin; c.at[1] < seen.axis[1].end; ++c.at[1]) {
+#pragma unroll 1
         for (c.at[2] = seen.axis[2].begin; c.at[2] < seen.axis[2].end; ++c.at[2]) {
           const Position &q = kOfKey ? c : row, &k = kOfKey ? row : c;
-          visit(query_data + queries.row(q, h), key_data + keys.row(k, kv_head), grad_data + grads.row(q, h),
-                value_data + values.row(k, kv_head),
-                static_cast<const float*>(args.statistics.data) + statistics.row(q, h));
+          const RowIndex key = token(k, cell.first_key);
+          visit(token(q, cell.first_query), h, data(args.key, key, kv_head), data(args.value, key, kv_head));
         }
       }
     }
     if constexpr (kAdditional && !kOfKey) {
-      const Placed more_keys = place_additional(args.additional_keys, cell);
-      const Placed more_values = place_additional(args.additional_values, cell);
+#pragma unroll 1
       for (int t = 0; t < args.additional; ++t) {
-        const Position p = {{0, 0, t}};
-        visit(query_data + queries.row(row, h),
-              static_cast<const u16*>(args.additional_keys.data) + more_keys.row(p, kv_head),
-              grad_data + grads.row(row, h),
-              static_cast<const u16*>(args.additional_values.data) + more_values.row(p, kv_head),
-              static_cast<const float*>(args.statistics.data) + statistics.row(row, h));
+        const RowIndex more = {cell.batch, 0, {0, 0, t}};
+        visit(token(row, cell.first_query), h, data(args.additional_keys, more, kv_head),
+              data(args.additional_values, more, kv_head));
       }
     }
   }

@@ -281,12 +281,6 @@ std::string plain_reason(const Problem& p) {
          std::to_string(p.head_dim) + " and " + std::to_string(p.head_dim_v);
 }
 
-/// How many tasks share out the keys.
-std::int64_t kv_splits(const Plan& plan, const GpuGradientPlan& gradients) {
-  if (!gradients.add_queries) return 1;
-  return std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(gradients.keys.blocks, 1));
-}
-
 /// Backward with tensor cores. False where a kernel has no tile.
 bool plan_backward(Plan& plan) {
   const Problem& p = plan.problem;
@@ -304,7 +298,6 @@ bool plan_backward(Plan& plan) {
   if (g.backward.keys.tile.rows == 0 || (!g.backward.add_queries && g.backward.queries.tile.rows == 0)) return false;
   // Biases leave no registers for what a block holds of its own rows: it is read again.
   if (std::max(p.head_dim, p.head_dim_v) > kHoldEasily && (p.rpb || p.attn_bias)) g.backward.queries.hold = false;
-  plan.backward.kv_splits = kv_splits(plan, g.backward);
   return true;
 }
 
@@ -350,7 +343,6 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool all = gradients.keys.tile.rows > 0 && (gradients.add_queries || gradients.queries.tile.rows > 0);
   if (chosen(all, products(gradients), products(g.backward), kFaster)) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
-    plan.backward.kv_splits = kv_splits(plan, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;
     any = true;
@@ -401,6 +393,9 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   }
   if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
+  if (!g.backward.add_queries) return;
+  plan.backward.kv_splits =
+      std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward.keys.blocks, 1));
 }
 
 }  // namespace vicus::gpu

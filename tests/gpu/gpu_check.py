@@ -49,7 +49,7 @@ def inference(problem, t) -> torch.Tensor:
         return _ops.neighborhood_inference(*(t[name] for name in INPUTS[:3]), [n for x in lists for n in x], scale)
 
 
-def backward(problem, t, saved, deterministic: bool) -> dict:
+def backward(problem, t, saved, deterministic: bool, engine="auto") -> dict:
     """Gradients by name. `saved`: output and logsumexp."""
     operator = _ops.dense_backward if problem.dense else _ops.neighborhood_backward
     names = [*INPUTS] if problem.dense else [*INPUTS, "rpb"]
@@ -57,7 +57,7 @@ def backward(problem, t, saved, deterministic: bool) -> dict:
     with torch.no_grad():
         found = operator(
             *(t["grad_output"], t["grad_logsumexp"], *_inputs(problem, t), *saved),
-            *(*_mask(problem), options(deterministic), wanted),
+            *(*_mask(problem), options(deterministic, engine), wanted),
         )
     return {name: g for name, g in zip(names, found, strict=True) if t.get(name) is not None}
 
@@ -71,12 +71,13 @@ def check_forward(case: Case, how=()) -> float:
     return max(compare(name, x, ref.values[name], peer.values[name], ref.noise[name]) for name, x in got.items())
 
 
-def check(case: Case, ways=(True, False)) -> float:
-    """Forward, and backward in the given ways (deterministic or not). Returns the largest share of what is allowed."""
+def check(case: Case, ways=(True, False), engine="auto") -> float:
+    """Forward, and backward by that engine in the given ways (deterministic or not). Returns the largest share of what
+    is allowed."""
     p, t = case.problem, tensors(case)
     try:
         saved = forward(p, t)
-        grads = {way: backward(p, t, saved, way) for way in ways}
+        grads = {way: backward(p, t, saved, way, engine) for way in ways}
         arriving = t["grad_output"], t["grad_logsumexp"]
         inputs = {name: x for name, x in t.items() if not name.startswith("grad_")}
         ref = gpu_oracle.compute(p, inputs, *arriving)
