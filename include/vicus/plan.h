@@ -153,8 +153,8 @@ struct GpuKernelPlan {
 /// Kernels for gradients.
 struct GpuGradientPlan {
   GpuKernelPlan queries, keys;
-  /// Query gradients are summed with atomics by the kernel for keys, in float32 scratch: faster, not bit-exact. Otherwise
-  /// a kernel of their own computes them.
+  /// Query gradients are summed by the kernel for keys, in float32 scratch and no fixed order: faster, not bit-exact.
+  /// Otherwise a kernel of their own computes them.
   bool add_queries = false;
   std::size_t scratch_bytes = 0;
 };
