@@ -86,6 +86,10 @@ void cp_async_commit_group();
 void cp_async_wait_group(int pending);
 void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_bytes(u32 shared, const void* map,
                                                                                    List<int, 5> at, u32 barrier);
+/// Adds a box of float32, without swizzling.
+void cp_reduce_async_bulk_tensor_5d_global_shared_cta_add_tile_bulk_group(const void* map, List<int, 5> at, u32 shared);
+void cp_async_bulk_commit_group();
+void cp_async_bulk_wait_group_read(int pending);
 inline void red_global_add_v4_f32(float* to, List<float, 4> values) {
   if (std::bit_cast<std::uintptr_t>(to) % 16 != 0) emulation::fail("red.v4 at an odd address");
   for (unsigned i = 0; i < 4; ++i) to[i] += *values[i];
@@ -109,7 +113,7 @@ void mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(List<float, 4> d, List<u
 struct Product {
   float* d = nullptr;
   int columns = 0;
-  bool add = false, half = false, registers = false, b_by_features = false;
+  bool add = false, half = false, registers = false, a_by_features = false, b_by_features = false;
   std::array<u32, 4> a_registers{};
   u64 a = 0, b = 0;
 };
@@ -134,11 +138,12 @@ void begin(const List<float, kCount>& d, const List<u32, 4>& a, u64 b, bool add,
   begin(product);
 }
 template <int kColumns, std::size_t kCount>
-void begin(const List<float, kCount>& d, u64 a, u64 b, bool add, int a_factor, int b_factor, int a_by_rows,
+void begin(const List<float, kCount>& d, u64 a, u64 b, bool add, int a_factor, int b_factor, int a_by_features,
            int b_by_features, bool half) {
-  if (a_factor != 1 || b_factor != 1 || a_by_rows != 0) emulation::fail("a warpgroup product of another kind");
+  if (a_factor != 1 || b_factor != 1) emulation::fail("a warpgroup product with negated operands");
   Product product = product_of<kColumns>(d, b, add, half, b_by_features);
   product.a = a;
+  product.a_by_features = a_by_features != 0;
   begin(product);
 }
 

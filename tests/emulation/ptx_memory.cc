@@ -43,6 +43,12 @@ struct BoxLoad {
   std::array<int, BoxMap::kRank> at;
 };
 
+// Of one thread: boxes that are added to a tensor, `to` where they come from. They are read when the thread waits for it.
+struct BoxAdds {
+  std::vector<std::vector<BoxLoad>> groups;
+  std::vector<BoxLoad> open;
+};
+
 // A barrier in shared memory: a phase ends when all have arrived and all announced bytes were written.
 struct PhaseBarrier {
   int arrivals = 0, missing = 0;
@@ -52,6 +58,7 @@ struct PhaseBarrier {
 };
 
 std::array<Copies, kMostThreads> copies;
+std::array<BoxAdds, kMostThreads> box_adds;
 std::map<std::uint32_t, PhaseBarrier> phase_barriers;
 
 PhaseBarrier& phase_barrier(std::uint32_t address) {
@@ -97,20 +104,43 @@ void for_rows(const BoxLoad& load, const Use& use) {
   }
 }
 
+// Where a row of a tensor starts; whether there is such.
+const unsigned char* row_of(const BoxMap& map, const std::array<long long, BoxMap::kRank>& at, bool& inside) {
+  const unsigned char* row = map.data;
+  inside = true;
+  for (unsigned axis = 1; axis < BoxMap::kRank; ++axis) {
+    inside = inside && at[axis] >= 0 && at[axis] < map.size[axis];
+    row += at[axis] * static_cast<long long>(map.stride[axis - 1]);
+  }
+  return row;
+}
+
 // The elements of a row that are outside the tensor are zero.
 void load_row(const BoxLoad& load, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
   const BoxMap& map = load.map;
-  const unsigned char* from = map.data;
   bool inside = true;
-  for (unsigned axis = 1; axis < BoxMap::kRank; ++axis) {
-    inside = inside && at[axis] >= 0 && at[axis] < map.size[axis];
-    from += at[axis] * static_cast<long long>(map.stride[axis - 1]);
-  }
+  const unsigned char* from = row_of(map, at, inside);
   for (std::uint32_t i = 0; i < map.box[0]; ++i) {
     const long long feature = at[0] + i;
     ptx::u16 value = 0;
     if (inside && feature >= 0 && feature < map.size[0]) std::memcpy(&value, from + 2 * feature, 2);
     std::memcpy(shared_at(swizzled(load.to + row * kBoxRow + 2 * i), 2), &value, 2);
+  }
+}
+
+// The elements of a row that are outside the tensor are left out.
+void add_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
+  const BoxMap& map = box.map;
+  bool inside = true;
+  const unsigned char* to = row_of(map, at, inside);
+  for (std::uint32_t i = 0; i < map.box[0] && inside; ++i) {
+    const long long feature = at[0] + i;
+    if (feature < 0 || feature >= map.size[0]) continue;
+    float value = 0, sum = 0;
+    std::memcpy(&value, shared_at(box.to + 4 * (row * map.box[0] + i), 4), 4);
+    std::memcpy(&sum, to + 4 * feature, 4);
+    sum += value;
+    std::memcpy(const_cast<unsigned char*>(to) + 4 * feature, &sum, 4);
   }
 }
 
@@ -147,6 +177,7 @@ void store_matrices(void* const* lanes, unsigned /*mask*/) {
 
 void reset_copies() {
   for (Copies& of_thread : copies) of_thread = {};
+  for (BoxAdds& of_thread : box_adds) of_thread = {};
   phase_barriers.clear();
 }
 
@@ -226,6 +257,32 @@ void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_byt
   emulation::PhaseBarrier& counts = emulation::phase_barrier(barrier);
   counts.loads.push_back(load);
   emulation::wake(&counts);  // who waits already fetches it
+}
+
+void cp_reduce_async_bulk_tensor_5d_global_shared_cta_add_tile_bulk_group(const void* map, List<int, 5> at,
+                                                                          u32 shared) {
+  emulation::BoxLoad box{.to = shared, .map = {}, .at = {}};
+  std::memcpy(&box.map, map, sizeof(box.map));
+  if (box.map.rank != emulation::BoxMap::kRank) emulation::fail("a box of a tensor that was not described");
+  if (shared % 128 != 0) emulation::fail("a box from %u, which is not aligned to 128 bytes", shared);
+  for (unsigned i = 0; i < at.size(); ++i) box.at[i] = *at[i];
+  emulation::box_adds.at(emulation::place.thread).open.push_back(box);
+}
+
+void cp_async_bulk_commit_group() {
+  emulation::BoxAdds& mine = emulation::box_adds.at(emulation::place.thread);
+  mine.groups.push_back(std::move(mine.open));
+  mine.open.clear();
+}
+
+void cp_async_bulk_wait_group_read(int pending) {
+  emulation::BoxAdds& mine = emulation::box_adds.at(emulation::place.thread);
+  while (mine.groups.size() > static_cast<std::size_t>(pending)) {
+    for (const emulation::BoxLoad& box : mine.groups.front()) {
+      emulation::for_rows(box, [&](u32 row, const auto& where) { emulation::add_row(box, row, where); });
+    }
+    mine.groups.erase(mine.groups.begin());
+  }
 }
 
 void ldmatrix_sync_aligned_m8n8_x4_shared_b16(List<u32, 4> to, u32 shared) {

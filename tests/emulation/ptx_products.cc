@@ -139,6 +139,15 @@ void load_a(void* const* lanes, const ptx::Product& any, std::size_t nth, Conver
   }
   const Operand from(any.a);
   const unsigned first = place.thread / kWarp % 4 * kRows;  // of the warpgroup's rows
+  if (any.a_by_features) {
+    for (unsigned k = 0; k < kFeatures; ++k) {
+      for (unsigned row = 0; row < kRows; row += 8) {
+        const auto values = Operand::eight(from.start + k / 8 * 1024 + k % 8 * 128 + 2 * (first + row));
+        for (unsigned i = 0; i < 8; ++i) a[row + i][k] = convert(values.at(i));
+      }
+    }
+    return;
+  }
   for (unsigned row = 0; row < kRows; ++row) {
     for (unsigned k = 0; k < kFeatures; k += 8) {
       const u32 address = from.start + (first + row) / 8 * 1024 + row % 8 * 128 + 2 * k;

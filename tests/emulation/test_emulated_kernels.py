@@ -67,6 +67,17 @@ SM90 = [
     ("3d, more tokens", na((5, 9, 10), (3, 4, 5), heads=4, kv=2, additional_tokens=70, **f16), BOXES),
     ("widest dilation", na((90,), 9, dilation=8), FORWARD),
 ]
+# Where the kernel of keys sums the gradient of the query, too.
+SUMMED = [
+    ("dense", dense(150, 230, heads=4, kv=2, dim=128)),
+    ("dense, bottom right", dense(150, 230, "bottom_right")),
+    ("dense, rows without keys", dense(200, 90, "bottom_right", kv=1, dim=72, **f16)),
+    ("sliding", dense(150, 150, left=40, right=9, kv=1, dim=96, dim_v=40)),
+    ("1d", na((300,), 31, step=3, causal=1, dim=40)),
+    ("2d", na((20, 21), (7, 9), (2, 1), causal=(0, 1), kv=1, dim=128, **f16)),
+    ("2d, narrow", na((20, 21), (7, 9), dim=64)),
+    ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), dim=128)),
+]
 TILES = [
     (na((40, 50), 15, dim=64, heads=1), (1, 24, 8), (1, 8, 16)),
     (na((40, 50), 15, dim=64, heads=1, **f16), (1, 4, 32), (1, 11, 16)),
@@ -111,6 +122,11 @@ def test_engine_sm90(elsewhere, case, kernels):
     elsewhere(emulated.check, case, "sm90", expected=kernels)
 
 
+@pytest.mark.parametrize("case", cases(SUMMED))
+def test_sums_of_engine_sm90(elsewhere, case):
+    elsewhere(emulated.check, case, "sm90", deterministic=False, expected=("sm90_backward", "convert"))
+
+
 @pytest.mark.parametrize(("problem", "queries", "keys"), TILES)
 def test_tiles_of_engine_sm90(elsewhere, problem, queries, keys):
     case = Case("tile", problem)
@@ -127,14 +143,15 @@ def test_places_in_memory(elsewhere, style, engine):
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("case", LENGTHS, ids=["packed", "packed, causal", "padded", "padded, sliding"])
 def test_lists_of_lengths(elsewhere, case, engine):
-    for deterministic, kernels in BOTH if engine == "sm80" else [(True, BOXES)]:
+    for deterministic, kernels in BOTH if engine == "sm80" else [(True, BOXES), (False, BOXES)]:
         elsewhere(emulated.check_lengths, case, engine, deterministic, kernels)
 
 
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("case", cases(OUTSIDE))
-def test_keys_outside_a_window_have_no_influence(elsewhere, case, engine):
-    elsewhere(emulated.check_outside, case, engine)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_keys_outside_a_window_have_no_influence(elsewhere, case, engine, deterministic):
+    elsewhere(emulated.check_outside, case, engine, deterministic)
 
 
 def test_large_logits(elsewhere):
