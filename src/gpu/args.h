@@ -48,7 +48,7 @@ struct BackwardArgs : ForwardArgs {
   Rows grad_additional_keys, grad_additional_values;
   Bias grad_bias;                ///< of the relative bias, in its type
   Rows statistics;               ///< float32 scratch [B, *X, H, 2]: statistics.cuh
-  Rows query_sums;               ///< float32 scratch [B, *X, H, D16]: backward_convert.cu
+  Rows query_sums;               ///< float32 scratch [B, *X, H, D16], of boxes [B, H, *X, D16]: backward_convert.cu
   int batch = 1, sequences = 1;  ///< packed: one batch entry, several sequences
 };
 
