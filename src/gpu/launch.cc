@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "jit/device.h"
 #include "vicus/error.h"
 
 namespace vicus::gpu {
@@ -79,7 +80,9 @@ void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t a
 }
 
 Scratch::Scratch(std::size_t bytes, void* stream) : stream_(static_cast<jit::CUstream>(stream)) {
-  if (bytes > 0) jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, stream_), "cuMemAllocAsync", "taking scratch");
+  if (bytes == 0) return;
+  jit::check(jit::driver().cuMemAllocFromPoolAsync(&data_, bytes, jit::memory_pool(jit::thread_device()), stream_),
+             "cuMemAllocFromPoolAsync", "taking scratch");
 }
 
 Scratch::~Scratch() {

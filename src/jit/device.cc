@@ -39,16 +39,32 @@ const std::deque<Device>& devices() {
   return all;
 }
 
-/// Retained once and for good: to release it with work in flight, or at exit, is what must not happen.
-CUcontext primary_context(int ordinal) {
+/// What each device has one of, made by `make(ordinal)` when it is first asked for. Made once and for good: to release it
+/// with work in flight, or at exit, is what must not happen.
+template <class Handle, class Make>
+Handle once_for(int ordinal, const Make& make) {
   static std::mutex mutex;
-  static std::deque<CUcontext> contexts(devices().size());
+  static std::deque<Handle> made(devices().size());
   const std::lock_guard lock(mutex);
-  CUcontext& context = contexts.at(static_cast<std::size_t>(device(ordinal).ordinal));
-  if (context == nullptr) {
-    check(driver().cuDevicePrimaryCtxRetain(&context, ordinal), "cuDevicePrimaryCtxRetain");
-  }
+  Handle& handle = made.at(static_cast<std::size_t>(device(ordinal).ordinal));
+  if (handle == nullptr) handle = make(ordinal);
+  return handle;
+}
+
+CUcontext retain_primary_context(int ordinal) {
+  CUcontext context = nullptr;
+  check(driver().cuDevicePrimaryCtxRetain(&context, ordinal), "cuDevicePrimaryCtxRetain");
   return context;
+}
+
+CUmemoryPool make_memory_pool(int ordinal) {
+  constexpr std::uint64_t kKeptBytes = std::uint64_t{1} << 30;
+  const CUmemPoolProps properties{.id = ordinal};
+  CUmemoryPool pool = nullptr;
+  check(driver().cuMemPoolCreate(&pool, &properties), "cuMemPoolCreate", "preparing scratch memory");
+  std::uint64_t kept = kKeptBytes;
+  check(driver().cuMemPoolSetAttribute(pool, kPoolReleaseThreshold, &kept), "cuMemPoolSetAttribute");
+  return pool;
 }
 
 }  // namespace
@@ -73,6 +89,8 @@ int device_of(const void* pointer) {
   check(result, "cuPointerGetAttribute");
   return ordinal;
 }
+
+CUmemoryPool memory_pool(int ordinal) { return once_for<CUmemoryPool>(ordinal, make_memory_pool); }
 
 const Device& current_device() {
   static_cast<void>(current_context());
@@ -108,7 +126,7 @@ ContextGuard::ContextGuard(int ordinal) {
   CUdevice current = -1;
   if (thread_context() != nullptr) check(d.cuCtxGetDevice(&current), "cuCtxGetDevice");
   if (current == ordinal) return;
-  check(d.cuCtxPushCurrent(primary_context(ordinal)), "cuCtxPushCurrent");
+  check(d.cuCtxPushCurrent(once_for<CUcontext>(ordinal, retain_primary_context)), "cuCtxPushCurrent");
   pushed_ = true;
 }
 

@@ -36,6 +36,10 @@ struct Device {
 /// The device whose memory `pointer` is, or -1 for memory of the host.
 [[nodiscard]] int device_of(const void* pointer);
 
+/// Scratch memory of a device, in the order of streams. Between calls it keeps up to 1 GiB of what calls have used: to map
+/// memory anew after each synchronization takes longer than many kernels.
+[[nodiscard]] CUmemoryPool memory_pool(int ordinal);
+
 /// The device of this thread's context. Throws Unsupported when it has none (see ContextGuard).
 [[nodiscard]] const Device& current_device();
 

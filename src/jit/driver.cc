@@ -63,7 +63,9 @@ Driver open_driver() {
   need(d.cuEventRecord, "cuEventRecord");
   need(d.cuEventSynchronize, "cuEventSynchronize");
   need(d.cuEventElapsedTime, "cuEventElapsedTime");
-  need(d.cuMemAllocAsync, "cuMemAllocAsync");
+  need(d.cuMemPoolCreate, "cuMemPoolCreate");
+  need(d.cuMemPoolSetAttribute, "cuMemPoolSetAttribute");
+  need(d.cuMemAllocFromPoolAsync, "cuMemAllocFromPoolAsync");
   need(d.cuMemFreeAsync, "cuMemFreeAsync");
   need(d.cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2");
   need(d.cuMemsetD8Async, "cuMemsetD8Async");

@@ -21,6 +21,7 @@ using CUmodule = struct CUmod_st*;
 using CUfunction = struct CUfunc_st*;
 using CUstream = struct CUstream_st*;
 using CUevent = ::CUevent_st*;
+using CUmemoryPool = struct CUmemPoolHandle_st*;
 
 inline constexpr CUresult kCudaSuccess = 0, kCudaInvalidValue = 1, kCudaNoDevice = 100, kCudaCaptureImplicit = 906;
 
@@ -44,8 +45,20 @@ enum CUtensorMapSwizzle : int { kTensorMapNotSwizzled = 0, kTensorMapSwizzle128 
 enum CUtensorMapL2promotion : int { kTensorMapPromote256 = 3 };
 enum CUtensorMapFloatOOBfill : int { kTensorMapZeros = 0 };
 enum CUpointer_attribute : int { kPointerDeviceOrdinal = 9 };
+enum CUmemPool_attribute : int { kPoolReleaseThreshold = 4 };
+enum CUmemAllocationType : int { kPinnedMemory = 1 };
+enum CUmemLocationType : int { kDeviceMemory = 1 };
 enum CUstreamCaptureStatus : int { kNotCapturing = 0 };
 enum CUstreamCaptureMode : int { kCaptureModeRelaxed = 2 };
+
+/// Of memory on device `id`; the rest stays zero.
+struct CUmemPoolProps {
+  CUmemAllocationType type = kPinnedMemory;
+  int handles = 0;
+  CUmemLocationType location = kDeviceMemory;
+  CUdevice id = 0;
+  std::uint64_t rest[9] = {};
+};
 
 /// The entry points in use. All are there, but for those marked optional, which may be null.
 struct Driver {
@@ -91,7 +104,9 @@ struct Driver {
   CUresult (*cuEventRecord)(CUevent, CUstream);
   CUresult (*cuEventSynchronize)(CUevent);
   CUresult (*cuEventElapsedTime)(float* milliseconds, CUevent start, CUevent stop);
-  CUresult (*cuMemAllocAsync)(CUdeviceptr*, std::size_t bytes, CUstream);
+  CUresult (*cuMemPoolCreate)(CUmemoryPool*, const CUmemPoolProps*);
+  CUresult (*cuMemPoolSetAttribute)(CUmemoryPool, CUmemPool_attribute, void* value);
+  CUresult (*cuMemAllocFromPoolAsync)(CUdeviceptr*, std::size_t bytes, CUmemoryPool, CUstream);
   CUresult (*cuMemFreeAsync)(CUdeviceptr, CUstream);
   CUresult (*cuMemcpyHtoDAsync)(CUdeviceptr, const void* from, std::size_t bytes, CUstream);
   CUresult (*cuMemsetD8Async)(CUdeviceptr, unsigned char value, std::size_t bytes, CUstream);

@@ -19,12 +19,15 @@ class Tensor {
     const jit::ContextGuard context(0);
     const TensorLayout layout{std::span<const std::int64_t>(shape)};
     const std::size_t bytes = (static_cast<std::size_t>(layout.numel() + offset) + 16) * dtype_size(dtype);
-    jit::check(jit::driver().cuMemAllocAsync(&data_, bytes, nullptr), "cuMemAllocAsync");
+    jit::check(jit::driver().cuMemAlloc(&data_, bytes), "cuMemAlloc");
     const std::uintptr_t start = (data_ + 15) / 16 * 16 + static_cast<std::uintptr_t>(offset) * dtype_size(dtype);
     // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver's addresses are integers
     view = TensorView(reinterpret_cast<void*>(start), dtype, layout);
   }
-  ~Tensor() { jit::driver().cuMemFreeAsync(data_, nullptr); }
+  ~Tensor() {
+    const jit::ContextGuard context(0);
+    jit::driver().cuMemFree(data_);
+  }
   Tensor(Tensor&&) = delete;
   Tensor(const Tensor&) = delete;
   Tensor& operator=(Tensor&&) = delete;

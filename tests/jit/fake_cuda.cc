@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -296,8 +297,15 @@ EXPORT cuMemFree_v2(unsigned long long pointer) {
   }
   return release(pointer);
 }
-EXPORT cuMemAllocAsync(unsigned long long* pointer, std::size_t bytes, void*) {
-  return allocate(pointer, bytes, "cuMemAllocAsync");
+EXPORT cuMemPoolCreate(void** pool, const int* properties) {
+  static std::array<char, FakeCuda::kDevices> pools{};
+  if (const int code = failing("cuMemPoolCreate"); code != 0) return code;
+  *pool = &pools.at(static_cast<std::size_t>(properties[3]));  // location.id
+  return 0;
+}
+EXPORT cuMemPoolSetAttribute(void* pool, int, void*) { return pool == nullptr ? 1 : 0; }
+EXPORT cuMemAllocFromPoolAsync(unsigned long long* pointer, std::size_t bytes, void* pool, void*) {
+  return pool == nullptr ? 1 : allocate(pointer, bytes, "cuMemAllocFromPoolAsync");
 }
 EXPORT cuMemFreeAsync(unsigned long long pointer, void*) { return release(pointer); }
 // What the library does not call: memory of the host that tests make known to the device.

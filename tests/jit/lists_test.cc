@@ -313,7 +313,7 @@ TEST_F(GpuLists, ListsThatAreElsewhereAreRefused) {
   jit::CUdeviceptr other = 0;
   {
     const jit::ContextGuard context(1);
-    jit::check(jit::driver().cuMemAllocAsync(&other, 1 << 10, nullptr), "cuMemAllocAsync");
+    jit::check(jit::driver().cuMemAlloc(&other, 1 << 10), "cuMemAlloc");
   }
   const auto expect_refused = [&](const std::string& argument, const std::string& got) {
     try {
@@ -336,7 +336,8 @@ TEST_F(GpuLists, ListsThatAreElsewhereAreRefused) {
   expect_refused("cumulative_keys", "5 values; allowed: 6");
   in.cumulative_keys = {};
   expect_refused("cumulative_keys", "0 values; allowed: 6");
-  jit::driver().cuMemFreeAsync(other, nullptr);
+  const jit::ContextGuard context(1);
+  jit::driver().cuMemFree(other);
 }
 
 }  // namespace
