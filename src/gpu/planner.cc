@@ -381,7 +381,6 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     if (possible) g.reason = no_tile(plan) + " with tensor cores";
     g.forward = search(plan, Kernel::plain_forward);
   }
-  const std::size_t rows = rows_of(p);
   if (possible && plan_backward(plan)) {
     g.backward.scratch_bytes = gradient_bytes(p, g.backward);
   } else {
@@ -389,7 +388,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward.add_queries = false;
     g.backward.queries = search(plan, Kernel::plain_queries);
     g.backward.keys = search(plan, Kernel::plain_keys);
-    g.backward.scratch_bytes = rows * static_cast<std::size_t>(accumulator_bytes(p.dtype));
+    g.backward.scratch_bytes = rows_of(p) * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
   if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
