@@ -313,7 +313,7 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
   // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md).
-  constexpr double kFaster = 1.75;
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -335,13 +335,13 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     plan.candidates = std::move(candidates);
     any = true;
   }
-  // Products of a pair: four with keys, three with queries, or all of five at once.
+  // Products of a pair: four with keys, three with queries. One kernel for all has five, which take about as long.
   const auto products = [](const GpuGradientPlan& of) {
-    return of.add_queries ? 5 * of.keys.work.tile_pairs : 4 * of.keys.work.tile_pairs + 3 * of.queries.work.tile_pairs;
+    return 4 * of.keys.work.tile_pairs + 3 * (of.add_queries ? of.keys : of.queries).work.tile_pairs;
   };
-  GpuGradientPlan gradients = plan_box_gradients(plan);
+  GpuGradientPlan gradients = plan_box_gradients(plan, asked);
   const bool all = gradients.keys.tile.rows > 0 && (gradients.add_queries || gradients.queries.tile.rows > 0);
-  if (chosen(all, products(gradients), products(g.backward), kFaster)) {
+  if (chosen(all, products(gradients), products(g.backward), kGradientsFaster)) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;

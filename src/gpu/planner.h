@@ -27,8 +27,9 @@ struct BoxPlan {
 /// Scratch for what one part of the keys gives there: its output and logsumexp.
 [[nodiscard]] std::size_t part_bytes(const Problem& problem);
 
-/// The same of the gradients: no rows where there is none. Of problems that `supports_boxes`.
-[[nodiscard]] GpuGradientPlan plan_box_gradients(const Plan& plan);
+/// The same of the gradients: no rows where there is none. Of problems that `supports_boxes`; `asked`: by one kernel for all
+/// where that can be, also where two are faster.
+[[nodiscard]] GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked);
 
 /// Fills `plan.gpu` for `options.gpu`, or the device of the calling thread where that is not set.
 void plan_problem(Plan& plan, const PlanOptions& options);

@@ -63,6 +63,8 @@ constexpr double kTileColumns = 42, kSkipColumns = 10, kRowTileColumns = 300, kM
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
 constexpr double kMergeKeys = 500, kByteKeys = 1.0 / 150;
+/// Pairs of tiles for each of the mask, up to which one kernel for all gradients is faster than two.
+constexpr double kMostAdding = 1.3;
 
 using Extent = std::array<int, 3>;
 
@@ -347,7 +349,7 @@ BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options) {
   return named.best.tile.rows > 0 ? named : BoxSearch(plan, Kernel::sm90_forward).run({}, {});
 }
 
-GpuGradientPlan plan_box_gradients(const Plan& plan) {
+GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   const Problem& p = plan.problem;
   GpuGradientPlan gradients;
   // Both head dims are rows of a product here.
@@ -355,7 +357,7 @@ GpuGradientPlan plan_box_gradients(const Plan& plan) {
   if (!whole) return gradients;
   if (plan.backward.kv_splits_allowed > 1 && addable(p)) {
     gradients.keys = BoxSearch(plan, Kernel::sm90_keys, true).run({}, {}).best;
-    gradients.add_queries = gradients.keys.tile.rows > 0;
+    gradients.add_queries = gradients.keys.tile.rows > 0 && (asked || gradients.keys.work.ratio() <= kMostAdding);
     if (gradients.add_queries) return gradients;
   }
   gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;

@@ -39,7 +39,7 @@ Problem dense_problem(std::int64_t queries, std::int64_t keys, Dense mask = {}) 
 
 TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
   const auto adds = [](const Problem& p, const BackwardOptions& options = {}) {
-    const GpuGradientPlan g = choose_plan(p, {.backward = options, .gpu = kH100}).gpu.backward;
+    const GpuGradientPlan g = choose_plan(p, {.engine = Engine::sm90, .backward = options, .gpu = kH100}).gpu.backward;
     EXPECT_EQ(g.keys.family, GpuKernels::warpgroups);
     return g.add_queries;
   };
@@ -60,6 +60,24 @@ TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
   EXPECT_TRUE(adds(problem_of({8, 64, 64}, deep, 128)));
 }
 
+TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
+  const auto kernels = [](Problem p, std::int64_t batch, std::int64_t heads) {
+    p.batch = batch;
+    p.heads = p.heads_kv = heads;
+    const GpuGradientPlan g = choose_plan(p, {.gpu = kH100}).gpu.backward;
+    return std::string(g.keys.family == GpuKernels::warpgroups ? "sm90" : "sm80") + (g.add_queries ? ", one" : ", two");
+  };
+  // As measured: notes/sm90.md.
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80, two");
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm80, two");
+  EXPECT_EQ(kernels(problem_of({64, 64}, {.kernel_size = 16}), 8, 12), "sm90, two");
+  EXPECT_EQ(kernels(problem_of({8, 32, 32}, {.kernel_size = {4, 8, 8}}), 8, 8), "sm90, two");
+  EXPECT_EQ(kernels(problem_of({30, 48, 80}, {.kernel_size = {18, 24, 24}}, 128), 1, 24), "sm90, two");
+  EXPECT_EQ(kernels(problem_of({256, 256}, {.kernel_size = 80}, 128), 1, 24), "sm90, one");
+  EXPECT_EQ(kernels(dense_problem(4096, 4096), 4, 16), "sm90, one");
+  EXPECT_EQ(kernels(dense_problem(4096, 4096, {.causal = Causal::top_left}), 4, 16), "sm90, one");
+}
+
 TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
   auto& fake = fake_cuda();
   {
@@ -68,7 +86,7 @@ TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
     fake.launches.clear();
     fake.events.clear();
   }
-  const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 72), {.gpu = kH100});
+  const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 72), {.engine = Engine::sm90, .gpu = kH100});
   const Problem& p = plan.problem;
   ASSERT_TRUE(plan.gpu.backward.add_queries);
   const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());

@@ -258,7 +258,7 @@ TEST(Boxes, GradientsHaveBoxesOfKeysAndOfQueries) {
     for (const bool deterministic : {false, true}) {
       Problem p = problem_of({128, 128}, {.kernel_size = 40}, head_dim);
       p.heads = 4;
-      PlanOptions options{.gpu = kH100};
+      PlanOptions options{.engine = Engine::sm90, .gpu = kH100};
       options.backward.deterministic = deterministic;
       const Plan plan = choose_plan(p, options);
       const GpuGradientPlan& g = plan.gpu.backward;
