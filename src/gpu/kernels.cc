@@ -95,7 +95,11 @@ std::vector<Spec> kernels_of(const Plan& plan, const CallSet& calls) {
     call.backward = true;
     for (const bool boxes : {true, false}) {
       call.boxes = boxes && vectors;
-      if (calls.backward) add(call);
+      // Without the query's gradient others may make what its kernel makes.
+      for (const bool grad_query : {true, false}) {
+        call.grad_query = grad_query;
+        if (calls.backward) add(call);
+      }
     }
   }
   return list;

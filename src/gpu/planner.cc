@@ -392,9 +392,10 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   }
   if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
-  if (!g.backward.add_queries) return;
-  plan.backward.kv_splits =
-      std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(g.backward.keys.blocks, 1));
+  // Also of calls whose tensors the copy engine cannot address.
+  const GpuGradientPlan& adding = g.backward.add_queries ? g.backward : portable_gradients(g);
+  if (!adding.add_queries) return;
+  plan.backward.kv_splits = std::min(plan.backward.kv_splits_allowed, std::max<std::int64_t>(adding.keys.blocks, 1));
 }
 
 }  // namespace vicus::gpu

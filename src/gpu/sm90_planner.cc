@@ -357,7 +357,10 @@ GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   if (!whole) return gradients;
   if (plan.backward.kv_splits_allowed > 1 && addable(p)) {
     gradients.keys = BoxSearch(plan, Kernel::sm90_keys, true).run({}, {}).best;
-    gradients.add_queries = gradients.keys.tile.rows > 0 && (asked || gradients.keys.work.ratio() <= kMostAdding);
+    // What is in padding may be NaN; it reaches sums of dQ, which are then made again row by row.
+    const auto* const dense = std::get_if<Dense>(&p.mask);
+    const bool faster = gradients.keys.work.ratio() <= kMostAdding && (dense == nullptr || !dense->padded());
+    gradients.add_queries = gradients.keys.tile.rows > 0 && (asked || faster);
     if (gradients.add_queries) return gradients;
   }
   gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;

@@ -79,7 +79,7 @@ struct Spec {
   int tile_heads = 1;
   int warps = 4, row_blocks = 1, stages = 2, min_blocks = 1;
   // Backward: columns that become weights together, warps that share rows, resident operands in registers, and whether
-  // query gradients are summed with atomics on the way.
+  // query gradients are added to sums on the way.
   int chunk = 16, splits = 1;
   bool hold = true, add_queries = false;
   bool careful_sums = false;  // their conversion: rows that are not finite are done again

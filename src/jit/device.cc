@@ -58,6 +58,7 @@ CUcontext retain_primary_context(int ordinal) {
 }
 
 CUmemoryPool make_memory_pool(int ordinal) {
+  const RelaxedCapture relaxed;
   constexpr std::uint64_t kKeptBytes = std::uint64_t{1} << 30;
   const CUmemPoolProps properties{.id = ordinal};
   CUmemoryPool pool = nullptr;

@@ -68,6 +68,22 @@ class ContextGuard {
   bool pushed_ = false;
 };
 
+/// While another thread captures a graph, the driver refuses what might disturb it, unless a thread says that it knows
+/// what it does. Loading code and making a pool of memory concern no stream.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { exchange(); }
+  ~RelaxedCapture() { driver().cuThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(RelaxedCapture&&) = delete;
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(RelaxedCapture&&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  void exchange() { check(driver().cuThreadExchangeStreamCaptureMode(&mode_), "cuThreadExchangeStreamCaptureMode"); }
+  CUstreamCaptureMode mode_ = kCaptureModeRelaxed;
+};
+
 }  // namespace vicus::jit
 
 #endif  // VICUS_JIT_DEVICE_H_

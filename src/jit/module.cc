@@ -5,25 +5,6 @@
 #include "vicus/error.h"
 
 namespace vicus::jit {
-namespace {
-
-/// While another thread captures a graph, the driver refuses what might disturb it, unless a thread says that it knows
-/// what it does. Loading code concerns no stream.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { exchange(); }
-  ~RelaxedCapture() { driver().cuThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(RelaxedCapture&&) = delete;
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(RelaxedCapture&&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  void exchange() { check(driver().cuThreadExchangeStreamCaptureMode(&mode_), "cuThreadExchangeStreamCaptureMode"); }
-  CUstreamCaptureMode mode_ = kCaptureModeRelaxed;
-};
-
-}  // namespace
 
 Kernel load_kernel(const Source& source) {
   const Driver& d = driver();

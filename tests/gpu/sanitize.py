@@ -43,7 +43,7 @@ def cases() -> list[Case]:
 
 
 def boxes() -> list[Case]:
-    """The same for engine sm90, which these would not all get by themselves."""
+    """The same for engine sm90, which these would not all get by themselves; gradients in one kernel and in two."""
     na, small, f16 = neighborhood, {"batch": 1}, {"dtype": "float16", "batch": 1}
     problems = {
         "boxes: dense": dense(200, 300, heads=4, dim=128, **small),
@@ -163,7 +163,10 @@ def main() -> None:
             check_forward(case, by_engine("sm90"))
             continue
         t = {name: None if x is None else x.cuda() for name, x in tensors(case, "cpu").items()}
-        forward(case.problem, t, by_engine("sm90"))
+        saved = forward(case.problem, t, by_engine("sm90"))
+        if max(case.problem.head_dim, case.problem.head_dim_v) <= 128:
+            for deterministic in (True, False):
+                backward(case.problem, t, saved, deterministic, "sm90")
         torch.cuda.synchronize()
     for name, call in calls().items():
         if arguments.only not in name:
@@ -174,6 +177,8 @@ def main() -> None:
         else:
             call.check()
         torch.cuda.synchronize()
+    if not any(arguments.only in name for name in (*(c.name for c in (*cases(), *boxes())), *calls())):
+        parser.error(f"--only is {arguments.only}; allowed: part of a problem's name")
     print("done")
 
 

@@ -76,8 +76,11 @@ def test_more_sequences_than_fit_into_one_wave():
 
 @alone  # the profiler sees what others do
 def test_taken_where_nothing_is_asked_for():
-    assert all(by_boxes(case, way) for case in (PACKED, PADDED) for way in (True, False))
-    assert not by_boxes(PACKED, True, "sm80")
+    lengths = [1500, 0, 1300]
+    long = Case(dense(2800, 2800, "top_left", heads=2, batch=1), lengths, lengths)
+    assert all(by_boxes(long, way) for way in (True, False))
+    assert by_boxes(PADDED, True) and not by_boxes(PADDED, False), "what is in padding would reach sums"
+    assert not by_boxes(long, True, "sm80")
 
 
 @pytest.mark.parametrize("case", [PACKED, PADDED], ids=["packed", "padded"])

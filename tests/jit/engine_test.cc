@@ -177,6 +177,39 @@ TEST_F(GpuCalls, EveryCallLaunchesOnlyWhatItsPlanListed) {
   }
 }
 
+TEST_F(GpuCalls, ScratchIsOfOnePoolOfEachDeviceThatKeepsIt) {
+  for (const int device : {0, 1, 0}) {
+    const jit::ContextGuard context(device);
+    prepare(plan(true, device));
+    const auto pool_of = [](const auto& p) { return p.device; };
+    const std::lock_guard lock(fake.mutex);
+    EXPECT_EQ(std::ranges::count(fake.pools, device, pool_of), 1);
+    for (const auto& pool : fake.pools) EXPECT_EQ(pool.kept, std::uint64_t{1} << 30);
+  }
+}
+
+TEST_F(GpuCalls, SoDoThoseWithFewGradientsOfSmallWindows) {
+  const Data data(problem);
+  const Plan p = plan(true);
+  ASSERT_GT(p.gpu.backward.queries.warp_tile[0], 0) << "warps meet parts";
+  prepare(p);
+  for (const bool query : {true, false}) {
+    AttentionGradients gradients;
+    (query ? gradients.query : gradients.key) = query ? data.wanted.query : data.wanted.key;
+    fake.capture_status = 1;  // nothing may be compiled now
+    forget();
+    backward(p, data.inputs, data.arrived, gradients, &stream);
+    fake.capture_status = 0;
+    const std::vector<std::string> seen = events();
+    const auto launched = [&](const std::string& name) {
+      return std::any_of(seen.begin(), seen.end(), [&](const auto& e) { return e.starts_with("launch " + name); });
+    };
+    EXPECT_EQ(launched("delta"), !query) << "the kernel for queries makes statistics, too";
+    EXPECT_EQ(launched("backward_queries"), query);
+    EXPECT_EQ(launched("backward_keys"), !query);
+  }
+}
+
 TEST_F(GpuCalls, ACaptureIsRefusedBeforeAnythingIsQueued) {
   const Plan p = plan();
   const Data data(problem);

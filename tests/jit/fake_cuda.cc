@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +17,7 @@
 
 using vicus::testing::FakeContext;
 using vicus::testing::FakeCuda;
+using vicus::testing::FakePool;
 
 namespace {
 
@@ -298,14 +298,24 @@ EXPORT cuMemFree_v2(unsigned long long pointer) {
   return release(pointer);
 }
 EXPORT cuMemPoolCreate(void** pool, const int* properties) {
-  static std::array<char, FakeCuda::kDevices> pools{};
   if (const int code = failing("cuMemPoolCreate"); code != 0) return code;
-  *pool = &pools.at(static_cast<std::size_t>(properties[3]));  // location.id
+  constexpr int kPinned = 1, kOnDevice = 1;
+  const int type = properties[0], location = properties[2], device = properties[3];
+  if (type != kPinned || location != kOnDevice || device < 0 || device >= FakeCuda::kDevices) return 1;
+  const std::lock_guard lock(state.mutex);
+  *pool = &state.pools.emplace_back(FakePool{device, 0});
   return 0;
 }
-EXPORT cuMemPoolSetAttribute(void* pool, int, void*) { return pool == nullptr ? 1 : 0; }
-EXPORT cuMemAllocFromPoolAsync(unsigned long long* pointer, std::size_t bytes, void* pool, void*) {
-  return pool == nullptr ? 1 : allocate(pointer, bytes, "cuMemAllocFromPoolAsync");
+EXPORT cuMemPoolSetAttribute(FakePool* pool, int which, const std::uint64_t* value) {
+  constexpr int kReleaseThreshold = 4;
+  if (which != kReleaseThreshold) return 1;
+  const std::lock_guard lock(state.mutex);
+  pool->kept = *value;
+  return 0;
+}
+EXPORT cuMemAllocFromPoolAsync(unsigned long long* pointer, std::size_t bytes, const FakePool* pool, void*) {
+  if (stack.empty() || pool->device != stack.back()->device) return 1;
+  return allocate(pointer, bytes, "cuMemAllocFromPoolAsync");
 }
 EXPORT cuMemFreeAsync(unsigned long long pointer, void*) { return release(pointer); }
 // What the library does not call: memory of the host that tests make known to the device.

@@ -11,6 +11,8 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <string>
@@ -35,6 +37,11 @@ struct FakeLaunch {
   std::string args;
 };
 
+struct FakePool {
+  int device;
+  std::uint64_t kept;  // bytes
+};
+
 struct FakeCuda {
   static constexpr int kDevices = 2;
   static constexpr int kSharedBytes = 100000;   // per block; kernels have 100 static ones
@@ -52,6 +59,7 @@ struct FakeCuda {
   std::vector<std::string>
       events;  // "launch NAME THREADS", "allocate BYTES", "free", "clear BYTES", "to device BYTES", ...
   std::map<unsigned long long, FakeMemory> memory;  // by address
+  std::deque<FakePool> pools;                       // all that were made
   std::array<FakeContext, kDevices> primary = {{{0, 101}, {1, 102}}};
 };
 
