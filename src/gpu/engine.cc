@@ -374,7 +374,7 @@ void prepare(const Plan& plan, const CallSet& calls, int device) {
   const jit::ContextGuard context(here.ordinal);
   const std::vector<Spec> specs = kernels_of(plan, calls);
   kernel_cache().load(specs, source_of);
-  (void)jit::memory_pool(here.ordinal);
+  if (calls.backward || plan.gpu.forward_scratch_bytes > 0) (void)jit::memory_pool(here.ordinal);
 }
 
 }  // namespace vicus::gpu
