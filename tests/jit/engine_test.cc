@@ -189,6 +189,8 @@ TEST_F(GpuCalls, ScratchIsOfOnePoolOfEachDeviceThatKeepsIt) {
 }
 
 TEST_F(GpuCalls, SoDoThoseWithFewGradientsOfSmallWindows) {
+  problem.layout = {56, 56};
+  problem.head_dim = problem.head_dim_v = 64;
   const Data data(problem);
   const Plan p = plan(true);
   ASSERT_GT(p.gpu.backward.queries.warp_tile[0], 0) << "warps meet parts";
