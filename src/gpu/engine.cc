@@ -81,31 +81,17 @@ int head_blocks(const ForwardArgs& args, const Spec& spec) {
   return args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
 }
 
-// A contiguous tensor [B, *X, H, width].
-Rows scratch_rows(const Problem& p, void* data, std::int64_t width) {
+// A contiguous tensor [B, *X, H, width], or with `by_heads` [B, H, *X, width]: boxes of engine sm90.
+Rows scratch_rows(const Problem& p, void* data, std::int64_t width, bool by_heads = false) {
   Rows rows;
   rows.data = data;
-  rows.head = width;
-  std::int64_t step = p.heads * width;
+  std::int64_t step = by_heads ? width : p.heads * width;
   for (int i = p.rank() - 1; i >= 0; --i) {
     rows.token[3 - p.rank() + i] = step;
     step *= p.layout[i];
   }
-  rows.batch = step;
-  return rows;
-}
-
-// The same by heads, [B, H, *X, width]: boxes of engine sm90.
-Rows scratch_rows_of_heads(const Problem& p, void* data, std::int64_t width) {
-  Rows rows;
-  rows.data = data;
-  std::int64_t step = width;
-  for (int i = p.rank() - 1; i >= 0; --i) {
-    rows.token[3 - p.rank() + i] = step;
-    step *= p.layout[i];
-  }
-  rows.head = step;
-  rows.batch = p.heads * step;
+  rows.head = by_heads ? step : width;
+  rows.batch = by_heads ? p.heads * step : step;
   return rows;
 }
 
@@ -285,7 +271,7 @@ void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   const std::int64_t width = g.add_queries ? padded(p.head_dim) : 0, rows = p.batch * p.queries() * p.heads;
   if (width > 0) {
     const bool boxes = g.keys.family == GpuKernels::warpgroups;
-    args.query_sums = (boxes ? scratch_rows_of_heads : scratch_rows)(p, scratch.data(), width);
+    args.query_sums = scratch_rows(p, scratch.data(), width, boxes);
     scratch.clear(g.scratch_bytes);
   }
   args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * width, kStatistics);

@@ -59,8 +59,9 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   const bool summed = portable.add_queries && call.grad_query;  // by the kernels of keys
   const bool own = !portable.add_queries && call.grad_query;
   // Where warps meet parts of tiles, statistics are made by the kernel for queries.
-  if (!own || !of(Kernel::queries).meets_parts()) add(Kernel::delta);
-  if (own) add(Kernel::queries);
+  const Spec queries = own ? of(Kernel::queries) : Spec{};
+  if (!queries.meets_parts()) add(Kernel::delta);
+  if (own) list.add(queries);
   if (call.grad_keys || summed) add(Kernel::keys);
   if (p.additional_tokens > 0 && (call.grad_additional || summed)) add(Kernel::additional);
   if (summed) add(Kernel::convert);

@@ -9,33 +9,17 @@
 #include "device_tensor.h"
 #include "fake_cuda.h"
 #include "gpu/sm90_args.h"
+#include "hopper_problems.h"
 #include "vicus/vicus.hpp"
 
 namespace vicus {
 namespace {
 
+using vicus::testing::dense_problem;
 using vicus::testing::fake_cuda;
+using vicus::testing::kH100;
+using vicus::testing::problem_of;
 using vicus::testing::Tensor;
-
-constexpr GpuTarget kH100 = {9, 0, 132, 232448};
-
-Problem problem_of(AxisValues layout, const Neighborhood& mask, std::int64_t head_dim = 64) {
-  Problem p;
-  p.dtype = DType::bfloat16;
-  p.batch = 2;
-  p.layout = layout;
-  p.heads = p.heads_kv = 2;
-  p.head_dim = p.head_dim_v = head_dim;
-  p.mask = mask;
-  return p;
-}
-
-Problem dense_problem(std::int64_t queries, std::int64_t keys, Dense mask = {}) {
-  Problem p = problem_of({queries}, {}, 128);
-  mask.keys = keys;
-  p.mask = mask;
-  return p;
-}
 
 TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
   const auto adds = [](const Problem& p, const BackwardOptions& options = {}) {
