@@ -1,4 +1,4 @@
-"""Measures engine sm80 on this machine's GPU next to PyTorch's ways to compute the same, and writes what it found.
+"""Measures vicus on this machine's GPU next to PyTorch's ways to compute the same, and writes what it found.
 
 Run by `make gpu-bench` (GPU_BENCH_ARGS='--quick --only vit' for less). First what the GPU can do at all: a large matrix
 product and a copy. README.md explains the columns.
@@ -7,6 +7,8 @@ product and a copy. README.md explains the columns.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import functools
 import json
 import os
@@ -25,6 +27,7 @@ import gpu_report
 HERE = Path(__file__).resolve().parent
 ASLEEP = 8_000_000  # cycles: the GPU waits while calls are queued, so that their host time is not measured
 LONG_SECONDS = 0.1  # a call this long is measured fewer times
+MOST_WARMING = 16  # processes that compile ahead at the same time
 # Problems whose first call is measured, in processes of their own.
 FIRST_CALLS = ("dense-16k-d128", "vit56-w7", "3d-8x32x32")
 
@@ -108,6 +111,8 @@ def measure_peers(problem: dict[str, Any], inputs: Any, rows: dict[str, Any], ou
         except Exception as error:  # whatever PyTorch says is the reason
             measured_peer = {"unsupported": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]}
         for way in ("forward", "backward"):
+            if way not in rows:
+                continue
             answer = measured_peer or measured(peer.calls()[way], arguments.samples)
             if peer is not None and way == "forward" and measured_peer is None:
                 answer["largest_difference"] = close
@@ -186,25 +191,19 @@ def first_calls(names: list[str], problems: Path) -> dict[str, Any]:
 def warm_up(problems: list[dict[str, Any]], arguments: argparse.Namespace, seconds: float) -> None:
     """Compiles what will be measured, in one process per problem: kernels of vicus and of FlexAttention, which end
     up in caches on the disk. Nothing is timed meanwhile; what fails is reported when it is measured."""
-    running = []
-    for problem in problems:
-        command = [
-            sys.executable,
-            str(HERE / "gpu.py"),
-            "--warm",
-            problem["name"],
-            "--problems",
-            str(arguments.problems),
-        ]
-        command += [f"--without={name}" for name in arguments.without]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     deadline = time.monotonic() + seconds
-    for child in running:
-        try:
-            child.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+
+    def run(problem: dict[str, Any]) -> None:
+        command = [sys.executable, str(HERE / "gpu.py"), "--warm", problem["name"]]
+        command += ["--problems", str(arguments.problems), *(f"--without={name}" for name in arguments.without)]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, timeout=max(0.1, deadline - time.monotonic()), check=False, **silent)
+
+    # Not all at once: each has its tensors on the device. Those that compile for longest go first.
+    order = sorted(problems, key=lambda problem: "flex" not in problem.get("peers", []))
+    with concurrent.futures.ThreadPoolExecutor(min(MOST_WARMING, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(run, order))
 
 
 def warm(problem: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -241,7 +240,8 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    every = json.loads(arguments.problems.read_text())["problems"]
+    told = json.loads(arguments.problems.read_text())
+    every = told["problems"]
     problems = [p for p in every if arguments.only in p["name"]]
     if not problems:
         raise SystemExit(f"bench: --only is {arguments.only}; allowed: part of a name in {arguments.problems.name}")
@@ -264,6 +264,7 @@ def main() -> int:
         warm_up(problems, arguments, arguments.warm_seconds)
     say("ceilings")
     report["ceilings"] = ceilings(arguments.samples)
+    report["published"] = told.get("published", {})
     report["rows"] = []
     for problem in problems:
         say(problem["name"])

@@ -31,6 +31,8 @@ SDPA = {
 BLOCK = 128  # FlexAttention's block of queries and keys
 TILES = {1: (128,), 2: (8, 16), 3: (2, 8, 8)}  # of BLOCK tokens: the boxes that FlexAttention's blocks are
 MOST_SETS = 8
+# What is measured, where a problem does not name its "passes": backward with keys in parallel, and without atomics.
+PASSES = ("forward", "backward", "deterministic")
 
 
 def dtype_of(problem: Problem) -> torch.dtype:
@@ -82,7 +84,8 @@ def mask_of(problem: Problem) -> list[int]:
     if problem["mask"] == "dense":
         return []
     ones = [1] * len(problem["layout"])
-    lists = [problem["kernel_size"], problem.get("stride", ones), problem.get("dilation", ones), [0] * len(ones)]
+    lists = [problem["kernel_size"], problem.get("stride", ones), problem.get("dilation", ones)]
+    lists.append(problem.get("causal_axes", [0] * len(ones)))
     return [n for values in lists for n in values]
 
 
@@ -122,11 +125,14 @@ def backward_call(problem: Problem, given: list[torch.Tensor], way: str, engine:
 
 
 def vicus_calls(problem: Problem, inputs: Inputs) -> dict[str, Callable[[], Any]]:
-    """By pass: "forward", "backward" (keys in parallel) and "deterministic" (backward)."""
-    calls = {"forward": rounds([functools.partial(forward, problem, *given[:3]) for given in inputs.sets])}
-    for way in ("backward", "deterministic"):
-        calls[way] = rounds([backward_call(problem, given, way) for given in inputs.sets])
-    return calls
+    """By pass."""
+
+    def one(way: str, given: list[torch.Tensor]) -> Callable[[], Any]:
+        if way == "forward":
+            return functools.partial(forward, problem, *given[:3])
+        return backward_call(problem, given, way)
+
+    return {way: rounds([one(way, given) for given in inputs.sets]) for way in problem.get("passes", PASSES)}
 
 
 def plan_of(problem: Problem, inputs: Inputs, way: str) -> dict[str, Any]:

@@ -22,7 +22,10 @@ def finish_row(row: Row, ceilings: dict[str, float]) -> None:
     if seconds is None:
         return
     rate = ceilings[f"{row['dtype']}_flops"]
+    row["milliseconds"] = seconds * 1e3
     row["tflops"] = row["flops"] / seconds * 1e-12
+    if "work_ratio" in row:
+        row["executed_tflops"] = row["tflops"] * row["work_ratio"]
     row["share_of_matmul"] = row["flops"] / seconds / rate
     row["floors"] = {"flops": row["flops"] / rate, "bytes": row["bytes"] / ceilings["copy_bytes"]}
     row["times_floor"] = seconds / max(row["floors"].values())
@@ -44,17 +47,19 @@ def judge(problems: list[Row], rows: list[Row], report: Row) -> list[Row]:
         targets.append({"problem": problem, "pass": way, "what": what, "measured": value, **limit, "met": met})
 
     known = {
+        "milliseconds": ("milliseconds", "milliseconds", False),
         "tflops": ("TFLOP/s", "tflops", True),
         "memory_floor": ("times memory floor", "times_memory_floor", False),
         "floor": ("times floor", "times_floor", False),
         "peer_ratio": ("times the best peer", "peer_ratio", True),
+        "slowdown": ("time of {same_as} per work", "slowdown", False),
     }
     for problem in problems:
         for way, wanted in problem.get("targets", {}).items():
             row = found.get((problem["name"], way), {})
             for name, limit in wanted.items():
                 what, key, at_least = known[name]
-                add(problem["name"], way, what, row.get(key), limit, at_least)
+                add(problem["name"], way, what.format(**problem), row.get(key), limit, at_least)
     first = report.get("first_calls", {})
     for state, most, what in (
         ("compiled", MOST_COMPILED, "seconds, first call"),
@@ -75,9 +80,18 @@ def judge(problems: list[Row], rows: list[Row], report: Row) -> list[Row]:
 
 
 def finish(report: Row, problems: list[Row]) -> None:
-    for row in report["rows"]:
+    rows = report["rows"]
+    for row in rows:
         finish_row(row, report["ceilings"])
-    report["targets"] = judge(problems, report["rows"], report)
+    tflops = {(row["problem"], row["pass"]): row["tflops"] for row in rows if "tflops" in row}
+    for problem in problems:
+        for row in (row for row in rows if row["problem"] == problem["name"]):
+            published = problem.get("published", {}).items()
+            row["published"] = {name: times[row["pass"]] for name, times in published if row["pass"] in times}
+            same = tflops.get((problem.get("same_as"), row["pass"]))
+            if same and "tflops" in row:
+                row["slowdown"] = same / row["tflops"]
+    report["targets"] = judge(problems, rows, report)
 
 
 def duration(seconds: float | None) -> str:
@@ -89,13 +103,14 @@ def duration(seconds: float | None) -> str:
 def row_line(row: Row) -> list[str]:
     seconds = seconds_of(row)
     if seconds is None:
-        return [row["problem"], row["pass"], row["unsupported"][:60], *[""] * 8]
+        return [row["problem"], row["pass"], row["unsupported"][:60], *[""] * 9]
     peer = row.get("best_peer")
     spread = f"{duration(row['seconds']['min'])} .. {duration(row['seconds']['max'])}"
     work = f"{row['work_ratio']:.2f}" if "work_ratio" in row else "-"
     floors = [duration(row["floors"]["bytes"]), duration(row["floors"]["flops"]), f"{row['times_floor']:.2f}"]
     peers = [duration(seconds_of(row["peers"][peer])), f"{row['peer_ratio']:.2f}"] if peer else ["-", "-"]
-    speed = [f"{row['tflops']:.0f}", f"{100 * row['share_of_matmul']:.0f}"]
+    executed = f"{row['executed_tflops']:.0f}" if "executed_tflops" in row else "-"
+    speed = [f"{row['tflops']:.0f}", executed, f"{100 * row['share_of_matmul']:.0f}"]
     return [row["problem"], row["pass"], peer or "-", duration(seconds), spread, *speed, work, *floors, *peers]
 
 
@@ -127,7 +142,7 @@ def print_report(report: Row) -> None:
         ["problem", "pass", "target", "mark", "measured", "wanted"], [target_line(t) for t in report["targets"]], 4
     )
     print()
-    header = ["problem", "pass", "best peer", "vicus", "min .. max", "TFLOP/s", "% matmul", "work"]
+    header = ["problem", "pass", "best peer", "vicus", "min .. max", "TFLOP/s", "executed", "% matmul", "work"]
     header += ["bytes floor", "flops floor", "x floor", "peer", "ratio"]
     lines = [row_line(row) for row in report["rows"]]
     print_table(header, [line + [""] * (len(header) - len(line)) for line in lines], 3)
@@ -135,6 +150,13 @@ def print_report(report: Row) -> None:
     for row in report["rows"]:
         for name, known in row.get("peers", {}).items():
             print(f"{row['problem']} {row['pass']} {name}: {known.get('unsupported') or duration(seconds_of(known))}")
+    for name, source in report.get("published", {}).items():
+        print(f"\nNot measured here: {name}, {source}")
+        for row in report["rows"]:
+            if name in row.get("published", {}) and "milliseconds" in row:
+                time = row["published"][name]
+                ratio = time / row["milliseconds"]
+                print(f"{row['problem']} {row['pass']} {name}: {duration(time * 1e-3)}, ratio {ratio:.2f}")
     print()
     header = ["problem", "pass", "kernel", "threads", "registers", "local", "shared", "blocks/SM"]
     print_table(header, kernel_lines(report["rows"]), 3)

@@ -13,7 +13,8 @@ import gpu_test
 import pytest
 
 BENCH = Path(gpu.__file__).parent
-PROBLEMS = json.loads((BENCH / "problems_gpu.json").read_text())["problems"]
+TOLD = json.loads((BENCH / "problems_gpu.json").read_text())
+PROBLEMS = TOLD["problems"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def made_report():
     kernel |= {"shared_bytes": 70000, "blocks_per_multiprocessor": 2}
     rows = []
     for problem in PROBLEMS:
-        for way in ("forward", "backward"):
+        for way in problem.get("passes", ("forward", "backward")):
             row = {"problem": problem["name"], "pass": way, "dtype": problem.get("dtype", "bfloat16"), "flops": 4e12}
             row |= {"bytes": 3e9, "seconds": seconds, "work_ratio": 1.5, "kernels": [kernel]}
             row["peers"] = {"flash": {"seconds": seconds | {"median": 0.02}}, "flex": {"unsupported": "no such thing"}}
@@ -155,6 +156,7 @@ def made_report():
         "gpu": {"name": "NVIDIA H100", "driver": "1"},
         "versions": {"torch": "2"},
         "commit": "c",
+        "published": TOLD["published"],
         "ceilings": {"bfloat16_flops": 8e14, "float32_flops": 5e13, "copy_bytes": 3e12},
         "rows": rows,
         "host_seconds": {"na2d": 9e-6, "attention": 30e-6, "operator": 5e-6, "sdpa": 10e-6},
@@ -174,7 +176,11 @@ def test_floors_and_targets(capsys):
     assert row["times_floor"] == pytest.approx(2) and row["times_memory_floor"] == pytest.approx(10)
     assert (row["best_peer"], row["peer_ratio"]) == ("flash", pytest.approx(2))
     met = {(t["problem"], t["pass"], t["what"]): t["met"] for t in report["targets"]}
-    assert met["dense-16k-d128", "forward", "TFLOP/s"] is True
+    assert row["executed_tflops"] == pytest.approx(600)
+    assert met["dense-16k-d128", "forward", "TFLOP/s"] is False
+    assert met["dense-16k-d128", "backward", "TFLOP/s"] is True
+    assert met["dense-16k-d128", "forward", "times the best peer"] is True
+    assert met["flux-na", "forward", "milliseconds"] is True and met["flux-gna", "forward", "milliseconds"] is False
     assert met["vit56-w7", "forward", "times memory floor"] is False
     assert met["vit56-w7", "forward", "seconds, first call"] is True
     assert met["vit56-w7", "forward", "seconds, first call from disk"] is False
@@ -187,6 +193,20 @@ def test_floors_and_targets(capsys):
     gpu_report.print_report(report)
     text = capsys.readouterr().out
     assert "SHORT" in text and "RuntimeError: no" in text and "10.00 ms" in text
+    assert "hunyuan-na forward natten: 75.60 ms, ratio 7.56" in text and "hunyuan-na deterministic" not in text
+
+
+def test_time_for_the_work_of_another_problem():
+    report = made_report()
+    rows = {(row["problem"], row["pass"]): row for row in report["rows"]}
+    rows["flux-na-dilated", "forward"]["flops"] = 3.5e12  # of 4e12 in the same time
+    gpu_report.finish(report, PROBLEMS)
+    met = {t["problem"]: (t["measured"], t["met"]) for t in report["targets"] if "flux-na per work" in t["what"]}
+    assert met == {"flux-na-dilated": (pytest.approx(8 / 7), False), "flux-na-causal": (pytest.approx(1), True)}
+    report["rows"] = [rows["flux-na-causal", "forward"]]  # --only
+    del report["rows"][0]["slowdown"]
+    gpu_report.finish(report, PROBLEMS)
+    assert {t["met"] for t in report["targets"] if "flux-na per work" in t["what"]} == {None}
 
 
 def test_targets_of_what_was_not_measured():
@@ -210,4 +230,10 @@ def test_problems_are_complete():
         assert ("operator" in p) != ("mask" in p)
         assert {"layout", "batch", "heads", "head_dim"} <= p.keys()
         if p.get("mask") == "neighborhood":
-            assert len(p["kernel_size"]) == len(p["layout"])
+            for name in {"kernel_size", "stride", "dilation", "causal_axes"} & p.keys():
+                assert len(p[name]) == len(p["layout"])
+        passes = p.get("passes", ["forward", "backward"])
+        assert p.get("targets", {}).keys() <= set(passes) <= {"forward", "backward", "deterministic"}
+        assert p.get("same_as") in {None, *(other["name"] for other in PROBLEMS)}
+        for name, times in p.get("published", {}).items():
+            assert name in TOLD["published"] and times.keys() <= {"forward", "backward"}
