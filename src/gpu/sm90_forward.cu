@@ -4,8 +4,8 @@
 // One warp's lane loads boxes of tokens with the copy engine, straight from the caller's layout; kWarpgroups warpgroups own
 // 64 queries each. A warpgroup starts the scores of a key tile and the sums of the one before together and makes weights
 // of the new scores under the latter; a named barrier per warpgroup hands the tensor cores around, so that one's softmax
-// runs under another's products. Key tiles that no query of a warpgroup sees are skipped by it, those that every query
-// sees are not masked.
+// runs under another's products. A turn is passed on once more after a tile's rows are stored, so that the others need not
+// wait for them. Key tiles that no query of a warpgroup sees are skipped by it, those that every query sees are not masked.
 //
 // Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it; kCleared + w, of warpgroup w.
 #include "careful.cuh"
@@ -25,6 +25,10 @@ __device__ __forceinline__ void give_turn(int warpgroup) {
   if constexpr (kPingPong) {
     barrier_arrive(kOrder + (warpgroup + 1 == kWarpgroups ? 0 : warpgroup + 1), 2 * kWarpgroupThreads);
   }
+}
+__device__ __forceinline__ void pass_turn(int warpgroup) {
+  take_turn(warpgroup);
+  give_turn(warpgroup);
 }
 
 // The products of one warpgroup.
@@ -127,8 +131,7 @@ struct Attend {
       use = smem.key_tile[ring.stage].use[warpgroup];
       if (use != TileUse::skip) return true;
       if (pending && before.stage == ring.stage) return false;
-      take_turn(warpgroup);
-      give_turn(warpgroup);
+      pass_turn(warpgroup);
       leave(smem.key_empty[ring.stage]);
       mbarrier_wait(smem_address(&smem.value_full[ring.stage]), ring.phase);
       leave(smem.value_empty[ring.stage]);
@@ -195,18 +198,24 @@ struct Attend {
         start_sums();
         wgmma_commit();
       }
-      if (tiles_left == 0) {
+      const bool last = tiles_left == 0;
+      if (last) {
         leave(smem.query_empty[warpgroup]);
         reading = false;
+        take_turn(warpgroup);
       }
       start_sums();
       wgmma_commit();
+      if (last) give_turn(warpgroup);
       wgmma_wait<0>();
       hold(p.out);
       leave(smem.value_empty[before.stage]);
       pending = false;
     }
-    if (reading) leave(smem.query_empty[warpgroup]);
+    if (reading) {
+      leave(smem.query_empty[warpgroup]);
+      pass_turn(warpgroup);
+    }
   }
 
   // A row of what this part of the keys gives.
@@ -315,6 +324,7 @@ extern "C" __global__ void __launch_bounds__(kMostThreads, 1) sm90_forward(const
       Attend attend{args, args.forward, smem, products, job, warpgroup, ring};
       attend.run();
       attend.store();
+      pass_turn(warpgroup);
     }
   }
 }
