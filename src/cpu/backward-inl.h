@@ -79,7 +79,7 @@ class BackwardTask {
     scores_ = at(l.scores);
     grad_scores_ = at(l.grad_scores);
     bias_ = at(l.bias);
-    transpose_ = at(l.transpose);
+    row_ = at(l.row);
     runs_ = reinterpret_cast<Run*>(base_ + l.runs);
   }
 
@@ -412,9 +412,9 @@ class BackwardTask {
   bool load_queries(const Tile& tile) {
     const hn::ScalableTag<T> d;
     finite_query_ = load_tile(c_.in.query, row_map(c_.in.query, p_, cell_, cell_.first_query), tile, kRows, query_rows_,
-                              scale_ * kLog2E<T>, query_, transpose_);
+                              scale_ * kLog2E<T>, query_);
     finite_grad_out_ = load_tile(c_.grads.grad_output, row_map(c_.grads.grad_output, p_, cell_, cell_.first_query),
-                                 tile, kRows, grad_out_rows_, T{1}, grad_out_, transpose_);
+                                 tile, kRows, grad_out_rows_, T{1}, grad_out_);
     for (int r = 0; r < kRows; ++r) {
       lse_[r] = kInfinity<T>;
       delta_[r] = 0;
@@ -432,7 +432,7 @@ class BackwardTask {
         const int width = grad_out_rows_.block_width(b);
         load_output(out_map.row(q, head) + b * kBlock, width);
         for (int f = 0; f < width; f += static_cast<int>(kLanes<T>)) {
-          sum = hn::MulAdd(hn::LoadU(d, transpose_ + f), hn::LoadU(d, grad_out_rows_.at(b, lane) + f), sum);
+          sum = hn::MulAdd(hn::LoadU(d, row_ + f), hn::LoadU(d, grad_out_rows_.at(b, lane) + f), sum);
         }
       }
 
@@ -445,20 +445,20 @@ class BackwardTask {
     return finite_query_ && finite_grad_out_;
   }
 
-  // `width` values of the forward output, from `offset`, into the transposition buffer.
+  // `width` values of the forward output, from `offset`, into the buffer for a row.
   void load_output(std::int64_t offset, int width) {
     Finite<T> unused;
     const void* base = c_.grads.output.data();
     if constexpr (sizeof(T) == 8) {
-      load_row(static_cast<const T*>(base) + offset, width, transpose_, unused);
+      load_row(static_cast<const T*>(base) + offset, width, row_, unused);
     } else {
       switch (c_.grads.output.dtype()) {
         case DType::bfloat16:
-          return load_row(static_cast<const BFloat16*>(base) + offset, width, transpose_, unused);
+          return load_row(static_cast<const BFloat16*>(base) + offset, width, row_, unused);
         case DType::float16:
-          return load_row(static_cast<const Float16*>(base) + offset, width, transpose_, unused);
+          return load_row(static_cast<const Float16*>(base) + offset, width, row_, unused);
         default:
-          return load_row(static_cast<const T*>(base) + offset, width, transpose_, unused);
+          return load_row(static_cast<const T*>(base) + offset, width, row_, unused);
       }
     }
   }
@@ -470,7 +470,7 @@ class BackwardTask {
     for (int h = first_head_tile_; h < last_head_tile_; ++h) {
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         store_tile(slot_of(tiles, one, h), factor, static_cast<int>(p_.head_dim), kRows, c_.out.query, map,
-                   tile_of(one, h), scores_, transpose_);
+                   tile_of(one, h), scores_);
       });
     }
   }
@@ -482,7 +482,7 @@ class BackwardTask {
   int group_, head_tiles_;
   T scale_;
   Panel<T> keys_, values_, grad_keys_, grad_values_, query_rows_, grad_out_rows_;
-  T *query_, *grad_out_, *lse_, *delta_, *scores_, *grad_scores_, *bias_, *transpose_;
+  T *query_, *grad_out_, *lse_, *delta_, *scores_, *grad_scores_, *bias_, *row_;
   std::uint64_t* additional_masks_;  // the same place as masks_
   Masks masks_;
   Run* runs_;

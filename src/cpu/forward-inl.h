@@ -73,13 +73,12 @@ struct ForwardScratch {
         scores(at(base, c.layout.scores)),
         bias(at(base, c.layout.bias)),
         factor(at(base, c.layout.factor)),
-        transpose(at(base, c.layout.transpose)),
         masks(reinterpret_cast<std::uint64_t*>(base + c.layout.masks),
               reinterpret_cast<std::uint64_t*>(base + c.layout.axis_masks)),
         runs(reinterpret_cast<Run*>(base + c.layout.runs)) {}
   static T* at(std::byte* base, std::size_t offset) { return reinterpret_cast<T*>(base + offset); }
 
-  T *keys, *values, *scores, *bias, *factor, *transpose;
+  T *keys, *values, *scores, *bias, *factor;
   Masks masks;
   Run* runs;
 };
@@ -154,6 +153,7 @@ class ForwardTask {
     for (int t = 0; t < tiles_; ++t) {
       s.tile = tile_of(cell, t);
       begin_tile(cell, s);
+      if (t + 1 < tiles_) fetch_tile(c_.in.query, query_map_, tile_of(cell, t + 1), p_.head_dim);
       while (packed < s.hull.axis[axis].end) {  // up to the end of the ring, then from its start
         const int row = (packed - origin) * line % ring_;
         Box lines = hull;
@@ -224,8 +224,7 @@ class ForwardTask {
     }
     // The score buffer is free now and holds a piece of rows.
     const Panel<T> piece = {s_.scores, static_cast<int>(p_.head_dim), kBlock, 0};
-    load_tile(c_.in.query, query_map_, s.tile, kRows, piece, static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query,
-              s_.transpose);
+    load_tile(c_.in.query, query_map_, s.tile, kRows, piece, static_cast<T>(p_.effective_scale()) * kLog2E<T>, s.query);
   }
 
   void visit(const Cell& cell, TileState<T>& s, const Box& packed) {
@@ -294,8 +293,7 @@ class ForwardTask {
   void end_tile(TileState<T>& s) {
     for (int r = 0; r < kRows; ++r) s_.factor[r] = s.sum[r] == 0 ? T{0} : T{1} / s.sum[r];
     if (s.fresh) std::fill_n(s.out, static_cast<std::size_t>(values_.width) * kRows, T{0});
-    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, output_map_, s.tile, s_.scores, s_.transpose,
-               c_.stream);
+    store_tile(s.out, s_.factor, values_.width, kRows, c_.output, output_map_, s.tile, s_.scores, c_.stream);
     if (!c_.logsumexp) return;
     const hn::ScalableTag<T> d;
     for (std::size_t r = 0; r < kRows; r += kLanes<T>) {

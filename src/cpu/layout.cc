@@ -21,7 +21,7 @@ ForwardLayout::ForwardLayout(const Problem& p, const ForwardPlan& plan) {
   const bool biased = p.rpb || p.attn_bias;
   Carver carver;
   value_width = round_up(dv, kPad);
-  query_step = round_up(d, 4) * rows * element;
+  query_step = round_up(d, kPad) * rows * element;
   out_step = round_up(dv, 4) * rows * element;
   row_step = rows * element;
   query = carver.take(tiles * query_step);
@@ -33,7 +33,6 @@ ForwardLayout::ForwardLayout(const Problem& p, const ForwardPlan& plan) {
   scores = carver.take(chunk * rows * element);
   bias = carver.take(biased ? chunk * rows * element : 0);
   factor = carver.take(row_step);
-  transpose = carver.take(kBlock * 64);
   masks = carver.take(keys_packed * sizeof(std::uint64_t));
   axis_masks = carver.take((keys_packed + 2) * sizeof(std::uint64_t));
   runs = carver.take(keys_packed * sizeof(Run));
@@ -62,15 +61,15 @@ BackwardLayout::BackwardLayout(const Problem& p, const BackwardPlan& plan, std::
   grad_keys = carver.take(d_blocks * kv * row_bytes);
   grad_values = carver.take(dv_blocks * kv * row_bytes);
   query_rows = carver.take(d_blocks * rows * row_bytes);
-  query = carver.take(grad_query_step);
+  query = carver.take(round_up(static_cast<std::size_t>(p.head_dim), kPad) * rows * element);
   grad_out_rows = carver.take(dv_blocks * rows * row_bytes);
-  grad_out = carver.take(round_up(static_cast<std::size_t>(p.head_dim_v), 4) * rows * element);
+  grad_out = carver.take(round_up(static_cast<std::size_t>(p.head_dim_v), kPad) * rows * element);
   lse = carver.take(rows * element);
   delta = carver.take(rows * element);
   scores = carver.take(chunk * rows * element);
   grad_scores = carver.take(chunk * rows * element);
   bias = carver.take(biased ? chunk * rows * element : 0);
-  transpose = carver.take(kBlock * 64);
+  row = carver.take(row_bytes);
   masks = carver.take(kv * sizeof(std::uint64_t));
   axis_masks = carver.take((kv + 2) * sizeof(std::uint64_t));
   runs = carver.take(kv * sizeof(Run));

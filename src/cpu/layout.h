@@ -49,7 +49,7 @@ struct ForwardLayout {
   std::size_t keys, values;  ///< packed rows; values lie in one block of value_width features
   std::size_t value_width;
   std::size_t scores, bias;  ///< [chunk_keys][rows]
-  std::size_t factor, transpose;
+  std::size_t factor;
   std::size_t masks, axis_masks, runs;  ///< per packed key
   std::size_t bytes;
 };
@@ -64,7 +64,7 @@ struct BackwardLayout {
   std::size_t query_rows, query, grad_out_rows, grad_out;  ///< the query tile, as rows and as lanes
   std::size_t lse, delta;
   std::size_t scores, grad_scores, bias;  ///< [chunk_keys][rows]
-  std::size_t transpose;
+  std::size_t row;                        ///< one block of a row
   std::size_t masks, axis_masks, runs;
   std::size_t bytes;
 };

@@ -1,6 +1,7 @@
 // Stacks of query tiles that share packed keys.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 
 #include "cpu/layout.h"
@@ -15,6 +16,8 @@ constexpr std::size_t kPackBytes = 192 << 10;
 constexpr std::size_t kStateBytes = 512 << 10;
 /// Bytes of a ring of packed keys and values.
 constexpr std::size_t kRingBytes = 384 << 10;
+/// Of a task's time, what a thread waits for the others at the end.
+constexpr double kUneven = 0.1;
 
 /// Bytes of one packed key and its value.
 std::size_t packed_bytes(const Problem& p) {
@@ -44,9 +47,9 @@ int largest_hull(const std::vector<Family>& list, int a, int extent) {
 }
 
 /// Rolls a ring of packed lines with the tiles where one tile's hull fits into the ring: chooses the stack that packs
-/// fewest rows, among those that leave tasks enough. Returns whether there is one.
+/// fewest rows, as the busiest thread has them. Returns whether there is one.
 bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>& list, const geometry::Grid& grid,
-                    const Position& tiles, std::int64_t cells, std::int64_t enough) {
+                    const Position& tiles, std::int64_t cells) {
   const Problem& p = plan.problem;
   if (p.dense() || p.additional_tokens > 0) return false;
   const double budget = static_cast<double>(kRingBytes) / static_cast<double>(packed_bytes(p));
@@ -75,8 +78,9 @@ bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>&
           ring *= a < moving ? 1 : largest_hull(list, static_cast<int>(a), a == moving ? f.tile.extent[a] : extent);
         }
         if (ring > budget) continue;
-        // Too few tasks for the threads count as that much more work.
-        const double cost = rows * std::max(1.0, static_cast<double>(enough) / static_cast<double>(tasks));
+        // What the busiest thread does, and a little for tasks that do not all take as long.
+        const double threads = plan.threads, all = static_cast<double>(tasks);
+        const double cost = rows * (std::ceil(all / threads) + kUneven) * threads / all;
         if (cost >= least) continue;
         least = cost;
         trial.pack_keys = static_cast<int>(ring);
@@ -132,7 +136,7 @@ void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& lis
   Position tiles{};
   for (std::size_t a = 0; a < 3; ++a) tiles[a] = geometry::ceil_div(grid.axis[a].queries, f.tile.extent[a]);
   const std::int64_t enough = plan.threads > 1 ? std::int64_t{8} * plan.threads : 1;
-  if (!choose_rolling(plan, f, list, grid, tiles, cells, enough)) choose_stack(plan, f, grid, tiles, cells, enough);
+  if (!choose_rolling(plan, f, list, grid, tiles, cells)) choose_stack(plan, f, grid, tiles, cells, enough);
   double stacks = 0;
   for (const Family& family : list) {
     stacks += family.sum([&](int a, const geometry::Axis& axis) {

@@ -202,6 +202,9 @@ inline constexpr int kFetchAhead = 24;
 
 HWY_INLINE void fetch_row(const void* row, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const std::byte*>(row) + i, 0, 2);
+  asm volatile(""
+               :
+               : "r"(row));  // GCC takes a function that only prefetches for one without effect, and drops its calls
 }
 
 // Rows of `box` into the panel from row `row`, row-major. Returns whether all values were finite.
@@ -281,29 +284,78 @@ void unpack(const Panel<T>& panel, T factor, const TensorView& t, const RowMap& 
   }
 }
 
+// Blocks of 16 bytes: block b of result j is block j of v[b].
+template <class D, std::size_t kBlocks>
+HWY_INLINE void transpose_blocks(D d, hn::Vec<D> (&v)[kBlocks]) {
+  if constexpr (kBlocks == 2) {
+    const auto lower = hn::ConcatLowerLower(d, v[1], v[0]);
+    v[1] = hn::ConcatUpperUpper(d, v[1], v[0]);
+    v[0] = lower;
+  } else if constexpr (kBlocks == 4) {
+    hn::Vec<D> even[2], odd[2];  // of rows 0 and 1, and of 2 and 3, in turns
+    for (std::size_t i = 0; i < 2; ++i) {
+      even[i] = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(v[2 * i + 1]), v[2 * i]);
+      odd[i] = hn::OddEvenBlocks(v[2 * i + 1], hn::SwapAdjacentBlocks(v[2 * i]));
+    }
+    v[0] = hn::ConcatLowerLower(d, even[1], even[0]);
+    v[1] = hn::ConcatLowerLower(d, odd[1], odd[0]);
+    v[2] = hn::ConcatUpperUpper(d, even[1], even[0]);
+    v[3] = hn::ConcatUpperUpper(d, odd[1], odd[0]);
+  } else {
+    static_assert(kBlocks == 1);
+  }
+}
+
+// Lanes of each block of 16 bytes: lane j of result i is lane i of v[j].
+template <class D>
+HWY_INLINE void transpose_in_blocks(D d, hn::Vec<D> (&v)[2]) {
+  const auto lower = hn::InterleaveLower(d, v[0], v[1]);
+  v[1] = hn::InterleaveUpper(d, v[0], v[1]);
+  v[0] = lower;
+}
+template <class D>
+HWY_INLINE void transpose_in_blocks(D d, hn::Vec<D> (&v)[4]) {
+  const auto lower02 = hn::InterleaveLower(d, v[0], v[2]), upper02 = hn::InterleaveUpper(d, v[0], v[2]);
+  const auto lower13 = hn::InterleaveLower(d, v[1], v[3]), upper13 = hn::InterleaveUpper(d, v[1], v[3]);
+  v[0] = hn::InterleaveLower(d, lower02, lower13);
+  v[1] = hn::InterleaveUpper(d, lower02, lower13);
+  v[2] = hn::InterleaveLower(d, upper02, upper13);
+  v[3] = hn::InterleaveUpper(d, upper02, upper13);
+}
+
+// A square of as many rows as a vector has lanes: row r is load(r), column c goes to store(c, vector).
+template <class T, class Load, class Store>
+HWY_INLINE void transpose_square(const Load& load_vector, const Store& store_vector) {
+  const hn::ScalableTag<T> d;
+  using V = hn::Vec<decltype(d)>;
+  constexpr std::size_t kInBlock = 16 / sizeof(T), kBlocks = kLanes<T> / kInBlock;
+  V part[kBlocks][kInBlock];  // of kInBlock columns
+  for (std::size_t i = 0; i < kInBlock; ++i) {
+    V rows[kBlocks];
+    for (std::size_t b = 0; b < kBlocks; ++b) rows[b] = load_vector(b * kInBlock + i);
+    transpose_blocks(d, rows);
+    for (std::size_t b = 0; b < kBlocks; ++b) part[b][i] = rows[b];
+  }
+  for (std::size_t b = 0; b < kBlocks; ++b) {
+    transpose_in_blocks(d, part[b]);
+    for (std::size_t i = 0; i < kInBlock; ++i) store_vector(b * kInBlock + i, part[b][i]);
+  }
+}
+
 // The first `width` features of `rows` rows to lanes[feature][rows], times `factor`; row_at(lane) is where a row starts.
-// `buffer` holds kBlock vectors. Four features of a lane move together; features go up to the next multiple of four.
+// Rows are read, and lanes written, up to the next whole vector.
 template <class T, class RowAt>
-HWY_INLINE void rows_to_lanes(const RowAt& row_at, int rows, int width, T factor, T* lanes, T* buffer) {
+HWY_INLINE void rows_to_lanes(const RowAt& row_at, int rows, int width, T factor, T* lanes) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
   const auto f = hn::Set(d, factor);
-  const auto row_count = static_cast<std::size_t>(rows);
+  const auto row_count = static_cast<std::size_t>(rows), features = static_cast<std::size_t>(width);
   for (std::size_t first = 0; first < row_count; first += N) {
-    for (std::size_t lane = 0; lane < N; ++lane) {
-      const T* src = row_at(first + lane);
-      for (int q = 0; q < width; q += 4) {
-        std::memcpy(buffer + static_cast<std::size_t>(q) * N + lane * 4, src + q, 4 * sizeof(T));
-      }
-    }
-    for (int q = 0; q < width; q += 4) {
-      hn::Vec<decltype(d)> a, b, c, e;
-      hn::LoadInterleaved4(d, buffer + static_cast<std::size_t>(q) * N, a, b, c, e);
-      T* dst = lanes + static_cast<std::size_t>(q) * row_count + first;
-      hn::StoreU(hn::Mul(a, f), d, dst);
-      hn::StoreU(hn::Mul(b, f), d, dst + row_count);
-      hn::StoreU(hn::Mul(c, f), d, dst + 2 * row_count);
-      hn::StoreU(hn::Mul(e, f), d, dst + 3 * row_count);
+    for (std::size_t q = 0; q < features; q += N) {
+      T* dst = lanes + q * row_count + first;
+      transpose_square<T>([&](std::size_t lane) HWY_ATTR { return hn::LoadU(d, row_at(first + lane) + q); },
+                          [&](std::size_t feature, hn::Vec<decltype(d)> v)
+                              HWY_ATTR { hn::StoreU(hn::Mul(v, f), d, dst + feature * row_count); });
     }
   }
 }
@@ -313,10 +365,10 @@ HWY_INLINE void rows_to_lanes(const RowAt& row_at, int rows, int width, T factor
 // rows can go to lanes as they are. Returns whether all values in the panel were finite.
 template <class T, class In>
 bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, int rows, const Panel<T>& panel, T factor,
-                  T* lanes, T* buffer) {
+                  T* lanes) {
   Finite<T> finite;
   if constexpr (std::is_same_v<In, T>) {
-    if (panel.block_step == 0 && panel.width % 4 == 0) {
+    if (panel.block_step == 0 && panel.width % static_cast<int>(kLanes<T>) == 0) {
       alignas(64) static constexpr T kZeros[kBlock] = {};
       const T* start[kMaxRows];
       std::int64_t step[kMaxRows] = {};  // absent lanes stay at the zeros
@@ -328,7 +380,7 @@ bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, int row
       for (int b = 0; b < panel.block_count; ++b) {
         rows_to_lanes<T>([&](std::size_t lane) HWY_ATTR { return start[lane] + b * step[lane]; }, rows,
                          panel.block_width(b), factor,
-                         lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+                         lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows));
       }
       return true;
     }
@@ -343,7 +395,7 @@ bool load_tile_as(const void* base, const RowMap& map, const Tile& tile, int row
     });
     if (lanes != nullptr) {
       rows_to_lanes<T>([&](std::size_t lane) HWY_ATTR { return panel.at(b, static_cast<int>(lane)); }, rows, width,
-                       factor, lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows), buffer);
+                       factor, lanes + static_cast<std::size_t>(b * kBlock) * static_cast<std::size_t>(rows));
     }
   }
   return finite.all();
@@ -360,45 +412,42 @@ inline void fetch_tile(const ConstTensorView& t, const RowMap& map, const Tile& 
 
 template <class T>
 bool load_tile(const ConstTensorView& t, const RowMap& map, const Tile& tile, int rows, const Panel<T>& panel, T factor,
-               T* lanes, T* buffer) {
+               T* lanes) {
   if constexpr (sizeof(T) == 8) {
-    return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
+    return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes);
   } else {
     switch (t.dtype()) {
       case DType::bfloat16:
-        return load_tile_as<T, BFloat16>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, BFloat16>(t.data(), map, tile, rows, panel, factor, lanes);
       case DType::float16:
-        return load_tile_as<T, Float16>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, Float16>(t.data(), map, tile, rows, panel, factor, lanes);
       default:
-        return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes, buffer);
+        return load_tile_as<T, T>(t.data(), map, tile, rows, panel, factor, lanes);
     }
   }
 }
 
-// lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `buffer` as above,
-// `stream` as in store_row.
+// lanes[feature][rows] times factor[row], to the tensor's rows. `piece` is scratch of [rows][kBlock], `stream` as in
+// store_row.
 template <class T, class Out>
 void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* base, const RowMap& map,
-                   const Tile& tile, T* piece, T* buffer, bool stream) {
+                   const Tile& tile, T* piece, bool stream) {
   const hn::ScalableTag<T> d;
+  using V = hn::Vec<decltype(d)>;
   constexpr std::size_t N = kLanes<T>;
   const auto row_count = static_cast<std::size_t>(rows);
   for (int done = 0; done < width; done += kBlock) {
     const int n = width - done < kBlock ? width - done : kBlock;
+    const auto features = static_cast<std::size_t>(n);
     for (std::size_t first = 0; first < row_count; first += N) {
       const auto f = hn::LoadU(d, factor + first);
-      for (int q = 0; q < n; q += 4) {
-        const T* src = lanes + static_cast<std::size_t>(done + q) * row_count + first;
-        hn::StoreInterleaved4(hn::Mul(hn::LoadU(d, src), f), hn::Mul(hn::LoadU(d, src + row_count), f),
-                              hn::Mul(hn::LoadU(d, src + 2 * row_count), f),
-                              hn::Mul(hn::LoadU(d, src + 3 * row_count), f), d,
-                              buffer + static_cast<std::size_t>(q) * N);
-      }
-      for (std::size_t lane = 0; lane < N; ++lane) {
-        T* dst = piece + (first + lane) * kBlock;
-        for (int q = 0; q < n; q += 4) {
-          std::memcpy(dst + q, buffer + static_cast<std::size_t>(q) * N + lane * 4, 4 * sizeof(T));
-        }
+      const T* src = lanes + static_cast<std::size_t>(done) * row_count + first;
+      for (std::size_t q = 0; q < features; q += N) {
+        transpose_square<T>(
+            [&](std::size_t i) HWY_ATTR {
+              return q + i < features ? hn::Mul(hn::LoadU(d, src + (q + i) * row_count), f) : hn::Zero(d);
+            },
+            [&](std::size_t lane, V v) HWY_ATTR { hn::StoreU(v, d, piece + (first + lane) * kBlock + q); });
       }
     }
     tile.for_each_lane([&](int lane, int head, const Position& p) HWY_ATTR {
@@ -410,17 +459,17 @@ void store_tile_as(const T* lanes, const T* factor, int width, int rows, void* b
 
 template <class T>
 void store_tile(const T* lanes, const T* factor, int width, int rows, const TensorView& t, const RowMap& map,
-                const Tile& tile, T* piece, T* buffer, bool stream = false) {
+                const Tile& tile, T* piece, bool stream = false) {
   if constexpr (sizeof(T) == 8) {
-    store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
+    store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, stream);
   } else {
     switch (t.dtype()) {
       case DType::bfloat16:
-        return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
+        return store_tile_as<T, BFloat16>(lanes, factor, width, rows, t.data(), map, tile, piece, stream);
       case DType::float16:
-        return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
+        return store_tile_as<T, Float16>(lanes, factor, width, rows, t.data(), map, tile, piece, stream);
       default:
-        return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, buffer, stream);
+        return store_tile_as<T, T>(lanes, factor, width, rows, t.data(), map, tile, piece, stream);
     }
   }
 }
