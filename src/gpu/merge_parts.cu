@@ -6,26 +6,33 @@ namespace vicus::gpu {
 
 static_assert(kVectors && kPiece == 8);
 
+constexpr int kTogether = 8;  // parts whose loads are in flight together
+
 __device__ __forceinline__ void merge_row(const MergeArgs& args, const Row& row) {
   const float* const lse = static_cast<const float*>(args.logsumexps[0].data) + row.offset(args.logsumexps[0]);
   const float* const values = static_cast<const float*>(args.outputs[0].data) + row.offset(args.outputs[0]);
   PartSums sums;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = 0; i < args.parts; ++i) sums.add(lse[i * args.part_rows], 0);
   Storage* out = targets(args.output, row);
   for (int f = threadIdx.x % kLanes * kPiece; f < kHeadDimV; f += kLanes * kPiece) {
     float total[kPiece] = {};
-#pragma unroll 4
-    for (int i = 0; i < args.parts; ++i) {
-      const float weight = sums.weight(lse[i * args.part_rows]);
-      if (weight == 0) continue;
-      const float* const part = values + i * args.part_rows * kHeadDimV + f;
+    for (int first = 0; first < args.parts; first += kTogether) {
+      float x[kTogether][2][4], logsumexp[kTogether];
 #pragma unroll
-      for (int half = 0; half < kPiece; half += 4) {
-        float x[4];
-        load_values(part + half, x);
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i >= args.parts) continue;
+        const long long row_of_part = (first + i) * args.part_rows;
+        logsumexp[i] = lse[row_of_part];
+        load_values(values + row_of_part * kHeadDimV + f, x[i][0]);
+        load_values(values + row_of_part * kHeadDimV + f + 4, x[i][1]);
+      }
 #pragma unroll
-        for (int v = 0; v < 4; ++v) total[half + v] += weight * x[v];
+      for (int i = 0; i < kTogether; ++i) {
+        const float weight = first + i < args.parts ? sums.weight(logsumexp[i]) : 0;
+        if (weight == 0) continue;
+#pragma unroll
+        for (int v = 0; v < kPiece; ++v) total[v] += weight * x[i][v / 4][v % 4];
       }
     }
     store_values(out + f, total);
