@@ -28,12 +28,11 @@ struct QueryBlock {
   __device__ __forceinline__ void prepare(const ForwardArgs& args) {
     all = tiles_of_block(args);
     const Cell& cell = all.cell;
-    tiles = 1;
     for (int a = 0; a < 3; ++a) {
       hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], all.tile.box.axis[a]);
-      tiles *= a < kFirstAxis ? 1 : geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
       from.limit[a] = hull.axis[a].end;
     }
+    tiles = key_tiles_of(hull);
     if (kAdditional) tiles += geometry::ceil_div(args.additional, kKeys);
     from.key = place(args.key, cell, cell.first_key);
     from.value = place(args.value, cell, cell.first_key);

@@ -325,13 +325,11 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const auto chosen = [&](bool exists, double pairs, double otherwise, double faster) {
     return exists && (asked || pairs <= faster * otherwise);
   };
-  // Tiles that are too few for the machine go to the engine that shares out their keys.
-  const bool shared_out = boxes.key_parts > 1;
   bool any = false;
-  if (shared_out || chosen(boxes.tile.rows > 0, boxes.work.tile_pairs, g.forward.work.tile_pairs, kFaster)) {
+  if (chosen(boxes.tile.rows > 0, busy_pairs(plan, boxes), busy_pairs(plan, g.forward), kFaster)) {
     g.forward_unboxed = g.forward;
     g.forward = boxes;
-    if (shared_out) g.forward_scratch_bytes = static_cast<std::size_t>(boxes.key_parts) * part_bytes(plan.problem);
+    g.forward_scratch_bytes = parts_bytes(plan.problem, boxes.key_parts);
     plan.candidates = std::move(candidates);
     any = true;
   }

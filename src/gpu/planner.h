@@ -24,8 +24,11 @@ struct BoxPlan {
 };
 [[nodiscard]] BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options);
 
-/// Scratch for what one part of the keys gives there: its output and logsumexp.
-[[nodiscard]] std::size_t part_bytes(const Problem& problem);
+/// Scratch for what parts of the keys give there, where there are several: outputs and logsumexps.
+[[nodiscard]] std::size_t parts_bytes(const Problem& problem, int parts);
+
+/// Pairs that a machine with no multiprocessor idle computes in the time of a forward pass, of either engine.
+[[nodiscard]] double busy_pairs(const Plan& plan, const GpuKernelPlan& forward);
 
 /// The same of the gradients: no rows where there is none. Of problems that `supports_boxes`; `asked`: by one kernel for all
 /// where that can be, also where two are faster.

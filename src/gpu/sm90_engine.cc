@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <limits>
 
 #include "gpu/lists.h"
@@ -159,7 +160,7 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
   all.logsumexp = args.logsumexp;
   all.batch = static_cast<int>(p.batch);
   all.heads = args.heads;
-  all.len[2] = static_cast<int>(p.queries());
+  std::copy(std::begin(args.len), std::end(args.len), std::begin(all.len));
   kernels.launch(spec, {(rows + of_a_block - 1) / of_a_block, std::min(p.batch, kMostGridY)}, all);
 }
 

@@ -249,12 +249,20 @@ struct Attend {
     if constexpr (!kKeyParts) {
       careful_query(args, cell, head, tile.kv_head, q);
     } else {
-      Box seen = seen_by(cell, q);
-      seen.axis[2] = geometry::intersect(seen.axis[2], job.keys);
-      const CarefulRow found = careful_row_of(args, cell, head, tile.kv_head, q, seen, job.additional);
+      CarefulRow again{args, cell, head, tile.kv_head, q};
+      const Box hull = hull_of(cell, tile), seen = seen_by(cell, q);
+      KeyWalk walk;
+      walk.begin(hull, job.first_key_tile);
+      for (int t = 0; t < job.key_tiles; ++t, walk.next(hull)) {
+        if (kAdditional && walk.additional) {
+          again.add_additional({walk.origin.at[2], geometry::lo(walk.origin.at[2] + kKeys, args.additional)});
+        } else {
+          again.add(keys_in_tile(seen, walk));
+        }
+      }
       float* to = static_cast<float*>(all.part_output.data) + part_row(all.part_output, cell, q, row, kHeadDimV);
-      found.each([&](int f, float x) { to[f] = x; });
-      static_cast<float*>(all.part_logsumexp.data)[part_row(all.part_logsumexp, cell, q, row, 1)] = found.logsumexp;
+      const float lse = again.finish([&](int f, float x) { to[f] = x; });
+      static_cast<float*>(all.part_logsumexp.data)[part_row(all.part_logsumexp, cell, q, row, 1)] = lse;
     }
   }
 

@@ -62,7 +62,7 @@ constexpr double kTileColumns = 42, kSkipColumns = 10, kRowTileColumns = 300, kM
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
-constexpr double kMergeKeys = 500, kByteKeys = 1.0 / 150;
+constexpr double kMergeKeys = 1450, kByteKeys = 1.0 / 150;
 /// Pairs of tiles for each of the mask, up to which one kernel for all gradients is faster than two.
 constexpr double kMostAdding = 1.3;
 
@@ -81,19 +81,22 @@ std::vector<Extent> boxes_of(int rank, int volume) {
 }
 
 /// Of one axis, summed over tiles of queries: key tiles of the hull, and of one warpgroup's box (the mean over boxes) key
-/// tiles that it sees and those that all of it sees.
+/// tiles that it sees and those that all of it sees. And key tiles of the largest hull.
 struct Counts {
-  double hull = 0, seen = 0, whole = 0;
+  double hull = 0, seen = 0, whole = 0, most = 0;
   Counts& operator+=(const Counts& c) {
     hull += c.hull;
     seen += c.seen;
     whole += c.whole;
+    most = std::max(most, c.most);
     return *this;
   }
 };
 
-Counts operator*(const Counts& a, const Counts& b) { return {a.hull * b.hull, a.seen * b.seen, a.whole * b.whole}; }
-Counts operator*(double n, const Counts& a) { return {n * a.hull, n * a.seen, n * a.whole}; }
+Counts operator*(const Counts& a, const Counts& b) {
+  return {a.hull * b.hull, a.seen * b.seen, a.whole * b.whole, a.most * b.most};
+}
+Counts operator*(double n, const Counts& a) { return {n * a.hull, n * a.seen, n * a.whole, a.most}; }
 
 Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_kv) {
   Counts n;
@@ -102,7 +105,9 @@ Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_k
     const geometry::Span tile = {q, geometry::lo(q + tile_q, axis.queries)};
     const geometry::Span keys = geometry::hull(axis, tile);
     if (keys.empty()) continue;
-    n.hull += geometry::ceil_div(keys.size(), tile_kv);
+    const int of_hull = geometry::ceil_div(keys.size(), tile_kv);
+    n.hull += of_hull;
+    n.most = std::max<double>(n.most, of_hull);
     for (int part = tile.begin; part < tile.end; part += extent) {
       const geometry::Span box = {part, geometry::lo(part + extent, tile.end)};
       const geometry::Span seen = geometry::hull(axis, box), whole = geometry::core(axis, box);
@@ -125,6 +130,11 @@ class BoxSearch {
     if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
       for (int i = 0; i < p_.rank(); ++i) {
         dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
+      }
+    }
+    for (const Family& family : families_) {
+      for (std::size_t a = 0; a < 3; ++a) {
+        for (const auto& c : family.axes[a]) longest_[a] = std::max(longest_[a], c.axis.queries);
       }
     }
   }
@@ -182,6 +192,10 @@ class BoxSearch {
 
   void consider(const BoxShape& shape, const Extent& box, int heads, int axis) {
     if (!loadable(box)) return;
+    // The last warpgroup would have no rows.
+    const bool idle =
+        (shape.warpgroups - 1) * box.at(static_cast<std::size_t>(axis)) >= longest_.at(static_cast<std::size_t>(axis));
+    if (idle && kernel_ == Kernel::sm90_forward && tile_q_ == Extent{}) return;
     GpuKernelPlan k;
     k.family = GpuKernels::warpgroups;
     k.warps = 4 * shape.warpgroups;
@@ -222,18 +236,23 @@ class BoxSearch {
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
     const double work =
         (seen + (kMasked - 1) * masked) * (count + kTileColumns) + (n.hull - n.seen) * heads * kSkipColumns;
+    const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
     const auto cost_of = [&](int parts) {
       const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
       const double waves = blocks * parts / multiprocessors;
       const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
       const double merge =
-          parts == 1 ? 0 : multiprocessors * kMergeKeys + parts * kByteKeys * static_cast<double>(part_bytes(p_));
-      return shape.warpgroups * shape.slowness * idle * (work + blocks * parts * kRowTileColumns) + merge;
+          parts == 1 ? 0 : multiprocessors * kMergeKeys + kByteKeys * static_cast<double>(parts_bytes(p_, parts));
+      // Of one wave, the time is that of the longest block.
+      const double tiles = waves <= 1 ? n.most + more : tiles_of_block;
+      const bool even = tiles_of_block == 0 || (waves > 1 && parts == 1);
+      const double longest = even ? 1 : std::ceil(tiles / parts) * parts / tiles_of_block;
+      return shape.warpgroups * shape.slowness * idle * (longest * work + blocks * parts * kRowTileColumns) + merge;
     };
     k.key_parts = 1;
     double cost = cost_of(1);
-    const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
-    const bool divisible = p_.rank() == 1 && kernel_ == Kernel::sm90_forward;
+    // Three warpgroups have too few registers for that with three axes.
+    const bool divisible = kernel_ == Kernel::sm90_forward && (p_.rank() < 3 || shape.warpgroups < 3);
     const int most_parts = divisible ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
     for (int parts = 2; parts <= most_parts; ++parts) {
       if (cost_of(parts) >= cost) continue;
@@ -259,7 +278,7 @@ class BoxSearch {
   Counts total(int stack_axis, int warpgroups, const Extent& rows, const Extent& columns) {
     Counts sum;
     for (std::size_t f = 0; f < families_.size(); ++f) {
-      Counts product{families_[f].cells, families_[f].cells, families_[f].cells};
+      Counts product{families_[f].cells, families_[f].cells, families_[f].cells, 1};
       for (std::size_t a = 0; a < 3; ++a) {
         const int parts = static_cast<int>(a) == stack_axis ? warpgroups : 1;
         product = product * on_axis(f, a, rows[a], parts, columns[a]);
@@ -294,7 +313,7 @@ class BoxSearch {
   Kernel kernel_;
   bool adds_;
   std::vector<Family> families_ = families(p_);
-  Extent dilation_{1, 1, 1}, tile_q_{}, tile_kv_{};
+  Extent dilation_{1, 1, 1}, longest_{}, tile_q_{}, tile_kv_{};  // longest: axes of queries
   std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
   std::vector<Found> found_;
 };
@@ -340,8 +359,18 @@ std::string supports_boxes(const Problem& p) {
   return "";
 }
 
-std::size_t part_bytes(const Problem& p) {
-  return static_cast<std::size_t>(p.batch * p.queries() * p.heads * (p.head_dim_v + 1)) * sizeof(float);
+std::size_t parts_bytes(const Problem& p, int parts) {
+  const auto rows = static_cast<std::size_t>(p.batch * p.queries() * p.heads * (parts > 1 ? parts : 0));
+  return rows * static_cast<std::size_t>(p.head_dim_v + 1) * sizeof(float);
+}
+
+double busy_pairs(const Plan& plan, const GpuKernelPlan& forward) {
+  // Of short windows, calls are little more than the start of a kernel, whatever is idle.
+  constexpr double kLong = 512;
+  const auto rows = static_cast<double>(plan.problem.batch * plan.problem.queries() * plan.problem.heads);
+  const double blocks = std::max(1.0, static_cast<double>(forward.blocks) * forward.key_parts);
+  const double idle = plan.mask_pairs < kLong * rows ? 1 : plan.gpu.device.multiprocessors / blocks;
+  return forward.work.tile_pairs * std::max(1.0, idle);
 }
 
 BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options) {

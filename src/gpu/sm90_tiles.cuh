@@ -8,8 +8,6 @@ namespace vicus::gpu {
 
 constexpr bool kRagged = kPacked || kKeyLengths;  // rows that follow the last key of a sequence are those of others
 
-static_assert(!kKeyParts || kRank == 1);
-
 // Which tile of queries: what costs divisions, done once by the thread that loads.
 struct TilePlace {
   CellPlace cell;
@@ -67,9 +65,8 @@ __device__ __forceinline__ QueryTile tile_of(const TilePlace& place, const Cell&
 // What a warpgroup has to do for a tile of queries.
 struct Job {
   TilePlace place;
-  int key_tiles;  // negative: there are no more tiles of queries
-  int part;       // with kKeyParts: which part of the keys, and what it holds
-  Span keys, additional;
+  int key_tiles;             // negative: there are no more tiles of queries
+  int part, first_key_tile;  // with kKeyParts: which part of the keys, and where it begins
 };
 
 // What is in `key` and `value` of a stage.
@@ -108,9 +105,17 @@ __device__ __forceinline__ void init_barriers(Smem& smem) {
   fence_mbarrier_init();
 }
 
+// What any query of a tile sees.
+__device__ __forceinline__ Box hull_of(const Cell& cell, const QueryTile& tile) {
+  Box hull;
+  for (int a = 0; a < 3; ++a) {
+    hull.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], tile.box.axis[a]);
+  }
+  return hull;
+}
+
 // Notes what the queries of each warpgroup see, and returns what any of the tile sees.
 __device__ __forceinline__ Box note_hulls(Smem& smem, const Cell& cell, const QueryTile& tile) {
-  Box all;
   for (int w = 0; w < kWarpgroups; ++w) {
     const Position origin = box_origin(tile, w);
     for (int a = kFirstAxis; a < 3; ++a) {
@@ -119,37 +124,16 @@ __device__ __forceinline__ Box note_hulls(Smem& smem, const Cell& cell, const Qu
       smem.core[w].axis[a] = geometry::core(cell.grid.axis[a], rows);
     }
   }
-  for (int a = 0; a < 3; ++a) {
-    all.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::hull(cell.grid.axis[a], tile.box.axis[a]);
-  }
-  return all;
+  return hull_of(cell, tile);
 }
 
-__device__ __forceinline__ int key_tiles_of(const Box& hull, int additional) {
-  int tiles = 1;
-  for (int a = kFirstAxis; a < 3; ++a) tiles *= geometry::ceil_div(geometry::hi(hull.axis[a].size(), 0), kTileKv[a]);
-  return kAdditional ? tiles + geometry::ceil_div(additional, kKeys) : tiles;
-}
-
-// Part `part` of `parts` of the key tiles of a hull: how many, which keys, and where they begin.
-__device__ __forceinline__ void take_part(Job& job, KeyWalk& walk, const Box& hull, int additional, int part,
-                                          int parts) {
-  const int all = job.key_tiles, of_keys = geometry::ceil_div(geometry::hi(hull.axis[2].size(), 0), kKeys);
-  const int first = static_cast<int>(static_cast<long long>(all) * part / parts);
-  const int past = static_cast<int>(static_cast<long long>(all) * (part + 1) / parts);
-  const int begin = hull.axis[2].begin;
+// Part `part` of `parts` of the key tiles of a job, in the order of the walk: as many in each, but for one. A part may lie
+// outside of some windows, and hold no tile where a hull has few.
+__device__ __forceinline__ void take_part(Job& job, int part, int parts) {
+  const int each = job.key_tiles / parts, more = job.key_tiles % parts;
   job.part = part;
-  job.key_tiles = past - first;
-  job.keys = {begin + first * kKeys, begin + geometry::lo(past, of_keys) * kKeys};
-  job.additional = {geometry::hi(first - of_keys, 0) * kKeys,
-                    geometry::lo(geometry::hi(past - of_keys, 0) * kKeys, additional)};
-  walk.begin(hull);
-  if (first < of_keys) {
-    walk.origin.at[2] = job.keys.begin;
-  } else {
-    walk.begin_additional();
-    walk.origin.at[2] = job.additional.begin;
-  }
+  job.first_key_tile = part * each + geometry::lo(part, more);
+  job.key_tiles = each + (part < more);
 }
 
 // The n-th tile that is computed. Uneven ones go by length, the longest first, of so many heads together that a few tiles of
@@ -222,10 +206,14 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;
     const Box hull = note_hulls(smem, cell, tile);
-    job.key_tiles = key_tiles_of(hull, f.additional);
+    job.key_tiles = key_tiles_of(hull) + (kAdditional ? geometry::ceil_div(f.additional, kKeys) : 0);
     KeyWalk walk;
-    if constexpr (kKeyParts) take_part(job, walk, hull, f.additional, n % parts, parts);
-    else walk.begin(hull);
+    if constexpr (kKeyParts) {
+      take_part(job, n % parts, parts);
+      walk.begin(hull, job.first_key_tile);
+    } else {
+      walk.begin(hull);
+    }
     if (job.key_tiles > 0) load_key(cell, tile, walk);
     for (int w = 0; w < kWarpgroups; ++w) {
       publish(w, job);

@@ -88,10 +88,13 @@ class View(bridge.View):
         self.shape, self.strides, self.keep = list(x.shape), list(x.stride()), x
 
 
-def fresh(shape, dtype) -> torch.Tensor:
-    """An output: NaN, between more of it."""
+def fresh(shape, dtype, turned=0) -> torch.Tensor:
+    """An output: NaN, between more of it. That many axes after the batch lie in memory in reverse order."""
+    order = [*range(len(shape))]
+    order[1 : turned + 1] = order[turned:0:-1]
     count = math.prod(shape)
-    return torch.full((count + 2 * GUARD,), torch.nan, dtype=dtype)[GUARD : GUARD + count].view(tuple(shape))
+    made = torch.full((count + 2 * GUARD,), torch.nan, dtype=dtype)[GUARD : GUARD + count]
+    return made.view([shape[i] for i in order]).permute(order)  # its own inverse
 
 
 def untouched(made: torch.Tensor) -> bool:
@@ -100,14 +103,15 @@ def untouched(made: torch.Tensor) -> bool:
     return bool(whole[:GUARD].isnan().all() and whole[-GUARD:].isnan().all())
 
 
-def run(problem, t: dict, engine: str, deterministic=True, **options) -> dict:
+def run(problem, t: dict, engine: str, deterministic=True, turned=False, **options) -> dict:
     """Output, logsumexp and, by "gradient of NAME", gradients. Tensors by name; options of the plan."""
     request = bridge.request(problem, engine=engine, deterministic=deterministic, **options)
     kind = t["query"].dtype
     lse_type = torch.float64 if kind == torch.float64 else torch.float32
+    axes = turned * (len(problem.layout) + 1)  # tokens and heads
     made = {
-        "output": fresh(problem.shape("output"), kind),
-        "logsumexp": fresh(problem.shape("logsumexp"), lse_type),
+        "output": fresh(problem.shape("output"), kind, axes),
+        "logsumexp": fresh(problem.shape("logsumexp"), lse_type, axes),
     }
     given = {name: t.get(name) for name in INPUTS}
     call("forward", engine, request, given | made)
@@ -161,11 +165,13 @@ def check_lengths(case, engine: str, deterministic=True, expected=()) -> float:
     return compare_all(found, ref, peer, noise)
 
 
-def check_outside(case, engine: str, deterministic=True) -> None:
+def check_outside(case, engine: str, deterministic=True, expected=(), **options) -> None:
     """What is not finite reaches nothing but what sees it: a key of NaN, and the queries that do not see it."""
     p, t = case.problem, tensors(case, "cpu")
     t["grad_logsumexp"] = None
-    clean = run(p, t, engine, deterministic)
+    launched()
+    clean = run(p, t, engine, deterministic, **options)
+    assert set(expected) <= set(names := launched()), names
     tokens = [token for token in (0, p.keys - 1) if not gpu_oracle.seen_table(p)[:, token].all()]
     assert tokens
     for token in tokens:
@@ -177,7 +183,7 @@ def check_outside(case, engine: str, deterministic=True) -> None:
         # Queries that see it may have any result. They send no gradient, so nobody else's is spoiled.
         bad["grad_output"] = t["grad_output"].clone()
         bad["grad_output"].view(p.batch, p.queries, -1)[:, ~blind] = 0
-        found = run(p, bad, engine, deterministic)
+        found = run(p, bad, engine, deterministic, **options)
         for name in ("output", "logsumexp", "gradient of query"):
             got, want = (x[name].view(p.batch, p.queries, -1)[:, blind].double() for x in (found, clean))
             close = 4 * torch.finfo(clean[name].dtype).eps * want.abs().clamp(min=float(want.abs().mean()))

@@ -52,13 +52,14 @@ PLAIN = [
 ]
 # Where sums of gradients fit into registers. Other head dims have the gradients of engine sm80.
 BOXES, FORWARD = ("sm90_forward", "sm90_backward"), ("sm90_forward", "backward_keys")
+PARTS = ("sm90_forward", "merge_parts")
 SM90 = [
     ("dense", dense(150, 230, heads=4, kv=2, dim=128), BOXES),
     ("dense, bottom right", dense(150, 230, "bottom_right"), BOXES),
     ("dense, rows without keys", dense(200, 90, "bottom_right", kv=1, dim=72, **f16), BOXES),
     ("sliding", dense(150, 150, left=40, right=9, kv=1, dim=192, dim_v=128), BOXES),
     ("dense wide", dense(150, 190, "top_left", dim=256, **f16), FORWARD),
-    ("one query", dense(1, 1500, heads=8, kv=2, dim=128, batch=1), ("sm90_forward", "merge_parts")),
+    ("one query", dense(1, 1500, heads=8, kv=2, dim=128, batch=1), PARTS),
     ("1d", na((300,), 31, step=3, dilation=3, causal=1, dim=40), BOXES),
     ("1d, long window", na((400,), 150, heads=1, dim=128, **f16), BOXES),
     ("2d", na((20, 21), (7, 9), additional_tokens=5, **MIXED), BOXES),
@@ -86,6 +87,14 @@ TILES = [
     (na((9, 12, 12), 5, dim=128, heads=1, causal=1), (2, 8, 8), (6, 1, 24)),
     (dense(300, 250, "top_left", dim=256, heads=1), (1, 1, 64), (1, 1, 80)),
 ]
+# Small tiles of keys, of which there are enough for several parts.
+PARTED = {
+    "2d": (na((25, 27), (21, 22), causal=(1, 0), heads=1, batch=1), (1, 8, 8), (1, 6, 8)),
+    "2d, grouped": (na((17, 25), (15, 21), heads=2, kv=1, batch=1, additional_tokens=350), (1, 8, 4), (1, 6, 8)),
+    "2d, dilated": (na((45, 25), (20, 22), (3, 1), (2, 1), heads=1, batch=1, dim=128, **f16), (1, 4, 16), (1, 3, 16)),
+    "3d": (na((6, 12, 13), (5, 9, 12), (2, 1, 1), causal=(0, 0, 1), heads=1, batch=1, dim=128), (4, 4, 4), (2, 4, 6)),
+    "3d, more tokens": (na((7, 9, 10), (7, 8, 9), heads=1, batch=1, additional_tokens=90), (4, 4, 4), (1, 6, 8)),
+}
 LENGTHS = [
     (Lengths(dense(120, 150, "bottom_right", heads=4, kv=2, batch=1), [30, 0, 1, 50, 39], [30, 7, 0, 70, 43])),
     (Lengths(dense(250, 250, "top_left", heads=2, batch=1, dim=128), [130, 3, 117], [130, 3, 117])),
@@ -140,6 +149,20 @@ def test_places_in_memory(elsewhere, style, engine):
     elsewhere(emulated.check, Case(style, problem, style), engine)
 
 
+@pytest.mark.parametrize("name", PARTED)
+@pytest.mark.parametrize("turned", [False, True])
+def test_keys_in_parts(elsewhere, name, turned):
+    problem, queries, keys = PARTED[name]
+    tiles = {"tile_q": queries, "tile_kv": keys}
+    elsewhere(emulated.check, Case(name, problem), "sm90", expected=PARTS, turned=turned, **tiles)
+
+
+@pytest.mark.parametrize("name", ["one query", "2d"])
+def test_places_of_outputs(elsewhere, name):
+    problem = next(problem for known, problem, _ in SM90 if known == name)
+    elsewhere(emulated.check, Case(name, problem), "sm90", turned=True)
+
+
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("case", LENGTHS, ids=["packed", "packed, causal", "padded", "padded, sliding"])
 def test_lists_of_lengths(elsewhere, case, engine):
@@ -154,6 +177,12 @@ def test_lists_of_lengths(elsewhere, case, engine):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_keys_outside_a_window_have_no_influence(elsewhere, case, engine, deterministic):
     elsewhere(emulated.check_outside, case, engine, deterministic)
+
+
+def test_keys_outside_a_window_have_no_influence_in_parts(elsewhere):
+    tiles = {"tile_q": (1, 8, 8), "tile_kv": (1, 6, 8)}
+    case = Case("2d", na((20, 21), (17, 16), heads=1, batch=1))
+    elsewhere(emulated.check_outside, case, "sm90", expected=PARTS, **tiles)
 
 
 def test_large_logits(elsewhere):

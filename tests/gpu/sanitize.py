@@ -50,9 +50,10 @@ def boxes() -> list[Case]:
         "boxes: three warpgroups, causal": dense(300, 300, "bottom_right", dim=64, **f16),
         "boxes: wide, more tokens": dense(70, 90, "top_left", dim=256, additional_tokens=9, **small),
         "boxes: keys in parts, several heads": dense(3, 2000, "bottom_right", heads=8, kv=2, dim=128, **small),
-        "boxes: sliding, in parts": dense(90, 1500, left=700, right=3, dim=72, dim_v=40, **f16),
+        "boxes: sliding, in parts": dense(90, 2500, left=1700, right=3, dim=72, dim_v=40, **f16),
         "boxes: 1d in pieces": na((900,), 50, dilation=8, heads=4, kv=2, **small),
         "boxes: 2d, dilated, more tokens": na((25, 40), (9, 20), dilation=(1, 2), additional_tokens=20, **small),
+        "boxes: 2d, in parts": na((30, 30), (28, 27), causal=(1, 0), heads=1, dim=256, **small),
         "boxes: 3d": na((5, 12, 13), (3, 6, 7), step=(1, 2, 1), causal=(1, 0, 0), dim=32, **f16),
     }
     return [Case(name, p, seed=i) for i, (name, p) in enumerate(problems.items())]

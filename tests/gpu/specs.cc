@@ -228,6 +228,11 @@ std::vector<BoxCase> box_cases() {
     add(d, d, {16}, sliding);
     list.back().problem.heads = 16;
     add(d, d, {5000}, Neighborhood{.kernel_size = 300, .dilation = 8}, d == 128 ? 9 : 0);
+    add(d, d, {33, 34}, Neighborhood{.kernel_size = 30, .is_causal = {0, d == 64}}, d == 256 ? 9 : 0);
+    list.back().problem.batch = list.back().problem.heads_kv = 1;
+    list.back().problem.heads = 2;
+    add(d, d, {6, 15, 17}, Neighborhood{.kernel_size = {5, 14, 15}, .is_causal = {1, 0, 0}}, d == 64 ? 9 : 0);
+    list.back().problem.batch = list.back().problem.heads = list.back().problem.heads_kv = 1;
   }
   // Gradients of all head dims that have them.
   Dense sliding_packed = sliding, sliding_padded = sliding;

@@ -128,8 +128,15 @@ PARTS = {
     "more tokens": dense(70, 1200, heads=4, kv=1, dim=256, batch=1, additional_tokens=300),
     "only more tokens": dense(3, 0, batch=1, additional_tokens=900),
     "sliding": dense(300, 3000, "bottom_right", left=900, right=0, heads=2, dim=64, batch=1),
-    "window": neighborhood((3000,), 1500, heads=2, kv=1, batch=1, additional_tokens=5),
-    "dilated": neighborhood((2000,), 900, dilation=2, causal=1, heads=1, dim=128, batch=1),
+    "window": neighborhood((3000,), 2500, heads=1, batch=1, additional_tokens=5),
+    "dilated": neighborhood((4100,), 2000, dilation=2, causal=1, heads=1, dim=128, batch=1),
+    "2d": neighborhood((40, 43), (36, 35), heads=1, dim=128, batch=1),
+    "2d, causal": neighborhood((45, 51), (40, 45), step=(3, 1), causal=(0, 1), heads=1, batch=1),
+    "2d, dilated": neighborhood((90, 45), (42, 41), dilation=(2, 1), heads=1, dim=96, batch=1),
+    "2d, grouped": neighborhood((57, 58), (50, 51), heads=4, kv=1, dim_v=40, batch=1, additional_tokens=170),
+    "3d": neighborhood((9, 17, 23), (9, 17, 20), (2, 1, 3), causal=(1, 0, 0), heads=1, batch=1, dtype="float16"),
+    "3d, causal": neighborhood((9, 17, 23), (9, 17, 20), causal=(0, 1, 0), heads=1, dim=128, batch=1),
+    "3d, more tokens": neighborhood((6, 13, 15), (6, 12, 11), heads=1, dim=256, batch=1, additional_tokens=300),
 }
 each_part = pytest.mark.parametrize("name", PARTS)
 
@@ -142,6 +149,25 @@ def test_keys_in_parts(name):
         assert any(kernel.startswith("merge_parts") for kernel in report(p, tensors(case), ENGINE))
     for variation in variations(case, 4):
         check_forward(variation, ENGINE)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_parts(seed):
+    """Windows of nearly the whole layout, and the smallest tiles of keys, so that a small problem has many."""
+    draw = torch.Generator().manual_seed(seed)
+    pick = lambda *values: values[int(torch.randint(len(values), (), generator=draw))]  # noqa: E731
+    if seed % 2:
+        layout, queries = pick((19, 40), (33, 34), (64, 21), (24, 57)), (0, 8, 8)
+    else:
+        layout, queries = pick((6, 17, 15), (9, 9, 20), (13, 8, 14)), (4, 4, 4)
+    window, dim = [pick(n, n - 1, n - 3, n * 3 // 4) for n in layout], pick(64, 128, 80, 192)
+    step, causal = [pick(1, 1, 2, w) for w in window], [pick(0, 0, 1) for _ in window]
+    dilation = [pick(1, 1, 1, 1, 1, 2) for _ in window]
+    kind = {"heads": pick(1, 1, 2), "kv": 1, "dim": dim, "additional_tokens": pick(0, 0, 9, 200), "batch": 1}
+    keys = {2: (0, 6, 8), 3: (2, 4, 6)}[len(layout)] if dim <= 128 else {2: (0, 4, 8), 3: (2, 4, 4)}[len(layout)]
+    p = neighborhood(layout, window, step, dilation, causal, **kind)
+    case = Case("parts", p, style=pick("contiguous", "fused", "heads first"), seed=seed)
+    check_forward(case, by_engine("sm90", queries, keys))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -166,6 +192,8 @@ EXACT = {
     "2d": neighborhood((70, 71), 30, heads=8, dim=128),
     "3d": neighborhood((8, 20, 24), (5, 8, 9), causal=(1, 0, 0), heads=8, dim=64, additional_tokens=3),
     "parts": PARTS["one query, grouped"],
+    "2d, parts": PARTS["2d, causal"],
+    "3d, parts": PARTS["3d"],
 }
 
 
@@ -256,7 +284,7 @@ def test_lists(name):
         compare(what, x, ref[what], peer[what], noise[what])
 
 
-@pytest.mark.parametrize("name", ["one query, grouped", "sliding"])
+@pytest.mark.parametrize("name", ["one query, grouped", "sliding", "2d"])
 def test_replayed(name):
     p = PARTS[name]
     t = tensors(Case(name, p, seed=5))

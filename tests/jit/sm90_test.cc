@@ -152,6 +152,28 @@ TEST(Boxes, KeysAreSharedOutWhereTilesAreTooFew) {
   EXPECT_EQ(choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu.forward.key_parts, 1);
 }
 
+TEST(Boxes, KeysOnSeveralAxesAreSharedOutWhereWindowsAreLarge) {
+  const auto planned = [](AxisValues layout, AxisValues window, std::int64_t heads) {
+    Problem p = problem_of(layout, {.kernel_size = window}, 128);
+    p.batch = 1;
+    p.heads = p.heads_kv = heads;
+    return choose_plan(p, {.gpu = kH100});
+  };
+  for (const Plan& plan : {planned({64, 64}, 48, 1), planned({12, 24, 24}, {12, 24, 24}, 1)}) {
+    EXPECT_EQ(plan.engine, Engine::sm90);
+    const GpuKernelPlan& k = plan.gpu.forward;
+    EXPECT_GT(k.key_parts, 1);
+    EXPECT_LE(k.blocks * k.key_parts, 2 * kH100.multiprocessors);
+    EXPECT_EQ(plan.gpu.forward_scratch_bytes,
+              static_cast<std::size_t>(k.key_parts * plan.problem.queries() * (128 + 1) * 4));
+  }
+  EXPECT_EQ(planned({64, 64}, 48, 24).gpu.forward.key_parts, 1);
+  // A merge would take longer; the other engine would leave most multiprocessors idle.
+  EXPECT_EQ(planned({32, 32}, 24, 1).gpu.forward.key_parts, 1);
+  EXPECT_EQ(planned({32, 32}, 24, 1).engine, Engine::sm90);
+  EXPECT_EQ(planned({14, 14}, 7, 2).gpu.forward.family, GpuKernels::tensor_cores);
+}
+
 TEST(Boxes, EverySequenceHasPlacesForItsTiles) {
   std::mt19937 random(1);
   for (int n = 0; n < 2000; ++n) {
