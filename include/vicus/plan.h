@@ -139,6 +139,7 @@ struct GpuKernelPlan {
   int thread_rows = 0;            ///< plain
   int depth = 0, wide = 0;        ///< plain: features of a first product and of a second one that are taken at a time
   int stages = 0;                 ///< tiles in flight
+  int second_stages = 0;          ///< warpgroups, long head dims: likewise, of what the second product takes; else 0
   int chunk = 16, splits = 1;     ///< backward: keys (queries) that become weights together; warps that share rows
   bool hold = true;               ///< backward: the block's own rows stay in registers
   int stack_axis = 2;             ///< warpgroups: a query tile is cut along this axis into one box of each
@@ -153,6 +154,7 @@ struct GpuKernelPlan {
 /// Kernels for gradients.
 struct GpuGradientPlan {
   GpuKernelPlan queries, keys;
+  GpuKernelPlan values;  ///< long head dims: of dV, where that of keys sums dK alone; otherwise no rows
   /// Query gradients are summed by the kernel for keys, in float32 scratch and no fixed order: faster, not bit-exact.
   /// Otherwise a kernel of their own computes them.
   bool add_queries = false;

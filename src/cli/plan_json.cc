@@ -151,6 +151,7 @@ Json to_json(const Plan& plan) {
     json["backward"] = {{"add_queries", plan.gpu.backward.add_queries},
                         {"scratch_bytes", plan.gpu.backward.scratch_bytes},
                         {"keys", to_json(plan.gpu.backward.keys)}};
+    if (plan.gpu.backward.values.tile.rows > 0) json["backward"]["values"] = to_json(plan.gpu.backward.values);
     if (!plan.gpu.backward.add_queries) json["backward"]["queries"] = to_json(plan.gpu.backward.queries);
     json["without_tensor_cores"] = plan.gpu.reason;
   }

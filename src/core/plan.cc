@@ -89,7 +89,9 @@ std::string describe(const std::vector<TileCandidate>& candidates, int rank) {
 
 std::string describe(const GpuGradientPlan& plan, const char* queries, const char* keys, int rank) {
   if (plan.keys.tile.rows == 0) return "";
-  return describe(plan.queries, queries, rank) + describe(plan.keys, keys, rank) +
+  const bool apart = plan.values.tile.rows > 0;
+  return describe(plan.queries, queries, rank) + describe(plan.keys, apart ? "dk" : keys, rank) +
+         describe(plan.values, "dv", rank) +
          format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.scratch_bytes) * 1e-6,
                 plan.add_queries ? ", dq summed by the kernel for keys" : "");
 }

@@ -179,6 +179,7 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
     case Kernel::keys:
       return key_tiles_of(p, args, args.work, s.tile_kv);
     case Kernel::sm90_keys:  // whose rows are keys
+    case Kernel::sm90_values:
       return key_tiles_of(p, args, args.work, s.tile_q);
     case Kernel::additional:
       args.work.head_blocks = args.heads_kv;
@@ -341,6 +342,7 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
                                              .bias_type = bias_type_of(p, in),
                                              .grad_query = out.query.present(),
                                              .grad_keys = out.key || out.value,
+                                             .grad_values = out.value.present(),
                                              .grad_additional = out.additional_keys || out.additional_values,
                                              .grad_bias = out.rpb.present()}),
                        stream);

@@ -18,7 +18,8 @@ struct Call {
   bool vectors = true;    ///< rows of all tensors start at multiples of 16 bytes
   bool boxes = true;      ///< and the copy engine can address those of the inputs
   DType bias_type = DType::float32;
-  bool grad_query = true, grad_keys = true, grad_additional = true, grad_bias = true;  ///< backward: wanted
+  /// Backward: wanted. Of keys: keys or values.
+  bool grad_query = true, grad_keys = true, grad_values = true, grad_additional = true, grad_bias = true;
 };
 
 /// Specs in the order of the launches.

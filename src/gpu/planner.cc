@@ -313,7 +313,7 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
   // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md).
-  constexpr double kFaster = 1.75, kGradientsFaster = 1.45;
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kApartFaster = 2.5, kPlainFaster = 20;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -333,13 +333,11 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     plan.candidates = std::move(candidates);
     any = true;
   }
-  // Products of a pair: four with keys, three with queries. One kernel for all has five, which take about as long.
-  const auto products = [](const GpuGradientPlan& of) {
-    return 4 * of.keys.work.tile_pairs + 3 * (of.add_queries ? of.keys : of.queries).work.tile_pairs;
-  };
   GpuGradientPlan gradients = plan_box_gradients(plan, asked);
-  const bool all = gradients.keys.tile.rows > 0 && (gradients.add_queries || gradients.queries.tile.rows > 0);
-  if (chosen(all, products(gradients), products(g.backward), kGradientsFaster)) {
+  const double faster = g.backward.keys.family == GpuKernels::plain ? kPlainFaster
+                        : gradients.values.tile.rows > 0            ? kApartFaster
+                                                                    : kGradientsFaster;
+  if (chosen(gradients.keys.tile.rows > 0, gradient_products(gradients), gradient_products(g.backward), faster)) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;
@@ -347,6 +345,7 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   }
   if (!any) return;
   plan.engine = Engine::sm90;
+  if (g.forward.family != GpuKernels::plain && g.backward.keys.family != GpuKernels::plain) g.reason.clear();
   if (!asked) plan.reason = "the fastest engine that takes the problem";
 }
 
@@ -388,8 +387,8 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward.keys = search(plan, Kernel::plain_keys);
     g.backward.scratch_bytes = rows_of(p) * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
-  if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
+  if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   // Also of calls whose tensors the copy engine cannot address.
   const GpuGradientPlan& adding = g.backward.add_queries ? g.backward : portable_gradients(g);
   if (!adding.add_queries) return;

@@ -34,6 +34,10 @@ struct BoxPlan {
 /// where that can be, also where two are faster.
 [[nodiscard]] GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked);
 
+/// Products of all pairs of tiles, for the gradients. One kernel for all has five of a pair, which take about as long as the
+/// seven of two kernels.
+[[nodiscard]] double gradient_products(const GpuGradientPlan& plan);
+
 /// Fills `plan.gpu` for `options.gpu`, or the device of the calling thread where that is not set.
 void plan_problem(Plan& plan, const PlanOptions& options);
 

@@ -64,18 +64,21 @@ int boxes_bytes(const Spec& s) {
   return ceil_div(bytes, kUnit) * kUnit;
 }
 
-// sm90_gradients.cuh: the same, and two buffers of gradients of logits; or one, and sums of dQ.
+// sm90_gradients.cuh: the same, and two buffers of gradients of logits; or one, and sums of dQ; or none.
 int gradient_bytes(const Spec& s) {
   constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kWalk = 16, kRows = 64,
                 kRowTile = 320;
-  const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64) + ceil_div(s.head_dim_v, 64);
-  const bool of_keys = s.kernel == Kernel::sm90_keys;
+  const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64), second_slabs = ceil_div(s.head_dim_v, 64);
+  const bool of_keys = has_boxes_of_keys(s.kernel), of_values = s.kernel == Kernel::sm90_values;
+  const int row_slabs = slabs + (of_values ? 0 : second_slabs);
+  const int column_slabs = s.stages * slabs + (s.second_stages > 0 ? s.second_stages : s.stages) * second_slabs;
   constexpr int kSumWidth = 64, kSumRow = kSumWidth * 4 / kSlabRow;  // in rows of slabs
   const int buffer = warpgroups * ceil_div(s.keys(), 64) * kRows, sums = warpgroups * kRows * kSumRow;
-  const int grads = !of_keys ? 0 : s.add_queries ? buffer + sums : 2 * buffer;
-  const int bytes = kSlabRow * (slabs * (warpgroups * kRows + s.stages * s.keys()) + grads) +
-                    s.stages * ((of_keys ? 8 * s.keys() : 16) + 2 * kBarrier + kWalk + 4 * warpgroups) +
-                    warpgroups * (2 * kBox + kRows * kSpan * s.rank) + kRowTile + 512;
+  const int grads = !of_keys || s.second_stages > 0 ? 0 : s.add_queries ? buffer + sums : 2 * buffer;
+  const int statistics = !of_keys ? 16 : (of_values ? 4 : 8) * s.keys();
+  const int bytes = kSlabRow * (row_slabs * warpgroups * kRows + column_slabs * s.keys() + grads) +
+                    s.stages * (statistics + 2 * kBarrier + kWalk + 4 * warpgroups) +
+                    warpgroups * (2 * kBox + (kRows + s.rank) * kSpan) + kRowTile + 256;
   return ceil_div(bytes, kUnit) * kUnit;
 }
 
@@ -104,6 +107,7 @@ int shared_bytes(const Spec& s) {
       return boxes_bytes(s);
     case Kernel::sm90_queries:
     case Kernel::sm90_keys:
+    case Kernel::sm90_values:
       return gradient_bytes(s);
     case Kernel::queries:
       return queries_bytes(s, row_bytes(s, s.head_dim) + row_bytes(s, s.head_dim_v));

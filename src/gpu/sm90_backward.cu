@@ -3,12 +3,13 @@
 // A block owns rows and meets tiles of columns. Where rows are keys (kOfKeys) it sums dK and dV over the tiles of the queries
 // that see them, of all heads of the group; where rows are queries it sums dQ over key tiles. Nothing is summed across
 // blocks, so both are bit-exact, without scratch memory. With kAddQueries there is no second kernel: blocks of keys also
-// add what they know of dQ to scratch (sm90_query_sums.cuh), five products instead of seven.
+// add what they know of dQ to scratch (sm90_query_sums.cuh), five products instead of seven. dK and dV of long head dims,
+// which do not fit into registers together, have a kernel each (kApart): eight products.
 //
 // One warp loads boxes with the copy engine, kWarpgroups warpgroups own 64 rows each. S and dP of a tile (64 rows by
-// kColumns columns) lie in registers as accumulators, and become P and dS where they are. Operand A of the sums is P in
-// registers and dS, of queries in registers too, of keys in shared memory. The sums of a tile's dS run beside the next
-// tile's S. With kAddQueries every tile has one before it, the first one zeros: two copies of a step instead of four.
+// kColumns columns) lie in registers as accumulators, and become P and dS where they are. Operand A of the sums is P or dS
+// in registers; dS beside P is in shared memory. The sums of a tile's dS, or of P without it, run beside the next tile's S.
+// With kAddQueries every tile has one before it, the first one zeros: two copies of a step instead of four.
 //
 // Values that are not finite: a pair that is not seen has weight zero, but zero times NaN is NaN. Rows whose sums are not
 // finite are done again pair by pair (careful_gradients.cuh).
@@ -31,9 +32,10 @@ struct Attend {
   const int warpgroup;
   float lse[2] = {}, delta[2] = {};  // of the rows, where those are queries
   Ring ring, before;
-  int buffer = 0;        // that the next dS goes to, where there are two
-  u32 grads_phase = 0;   // kAdds: of the next dS
-  bool pending = false;  // dS of the tile at `before` waits for its product
+  SecondRing second, second_before;  // kApart
+  int buffer = 0;                    // that the next dS goes to, where there are two
+  u32 grads_phase = 0;               // kAdds: of the next dS
+  bool pending = false;              // dS (or P) of the tile at `before` waits for its product
 
   // Rows of this thread: this one and 8 more.
   __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
@@ -41,18 +43,19 @@ struct Attend {
     return box_position(box_origin(smem.rows.tile, warpgroup), row);
   }
 
-  // Notes what the rows of this warp see, and reads what is known of them.
+  // Notes what the rows of this warpgroup see, and reads what is known of them.
   __device__ __forceinline__ void begin() {
-    const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 16;
-    const Position position = position_of(row);
-    const bool exists = box_has(smem.rows.tile, row, position);
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
+    const Position origin = box_origin(smem.rows.tile, warpgroup);
 #pragma unroll
     for (int a = kFirstAxis; a < 3; ++a) {
-      const Span one = {position.at[a], position.at[a] + 1};
-      smem.seen[warpgroup][row][a - kFirstAxis] =
-          exists ? columns_of_any(smem.rows.cell.grid.axis[a], one) : Span{0, 0};
+      const int line = thread - seen_before(a);
+      if (line < 0 || line >= box_extent(a)) continue;
+      const int at = origin.at[a] + line;
+      const bool exists = at < smem.rows.tile.box.axis[a].end;
+      smem.seen[warpgroup][thread] = exists ? columns_of_any(smem.rows.cell.grid.axis[a], {at, at + 1}) : Span{0, 0};
     }
-    __syncwarp();
+    barrier_sync(kShown + warpgroup, kWarpgroupThreads);
     if constexpr (kOfQueries) {
       const Placed statistics = place(args.statistics, smem.rows.cell, smem.rows.cell.first_query);
 #pragma unroll
@@ -72,6 +75,12 @@ struct Attend {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&barrier));
   }
   __device__ __forceinline__ void leave(const Ring& ring) const { arrive(smem.empty[ring.stage]); }
+  // Columns of the second product, where they come apart.
+  __device__ __forceinline__ int second_stage() const { return kApart ? second.stage : ring.stage; }
+  __device__ __forceinline__ void await_second(const SecondRing& ring) const {
+    if constexpr (kApart) mbarrier_wait(smem_address(&smem.second_full[ring.stage]), ring.phase);
+  }
+  __device__ __forceinline__ void leave_second(const SecondRing& ring) const { arrive(smem.second_empty[ring.stage]); }
 
   // Of a column pair and a row half.
   __device__ __forceinline__ float2 of_pair(const float (&row)[2], const float* columns, int n, int half) const {
@@ -140,13 +149,18 @@ struct Attend {
     put_grads();
   }
 
-  // The sums of dS of the tile before, in flight.
+  // The sums of the tile before, in flight.
   __device__ __forceinline__ void start_pending() {
     if constexpr (kAdds) {
       mbarrier_wait(smem_address(&smem.grads_full), grads_phase ^ 1);
       p.start_query_sums();
     }
-    p.start_first_sums(before.stage, kAdds ? 0 : buffer ^ 1);
+    if constexpr (kSumsFirst) {
+      p.start_first_sums(before.stage, kAdds ? 0 : buffer ^ 1);
+    } else {
+      await_second(second_before);
+      p.start_second_sums(second_before.stage);
+    }
   }
   // dQ of the tile before: all that were started before its dK are done.
   __device__ __forceinline__ void put_queries() {
@@ -159,23 +173,45 @@ struct Attend {
   __device__ __forceinline__ void finish_pending() {
     start_pending();
     wgmma_wait<0>();
-    hold(p.first_out);
+    leave_pending();
     if constexpr (kAdds) put_queries();
-    if (!kAdds || pending) leave(before);
     pending = false;
+  }
+  // Once the sums of the tile before are done.
+  __device__ __forceinline__ void leave_pending() {
+    if constexpr (kSumsFirst) hold(p.first_out);
+    else hold(p.second_out);
+    if constexpr (!kSumsFirst) leave_second(second_before);
+    else if (!kAdds || pending) leave(before);
+  }
+
+  // What the rows of this thread see of the columns.
+  __device__ __forceinline__ void see_columns(ThreadMask& mask) const {
+    Span seen[2][kRank];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Position line = box_position({}, first_row() + 8 * half);
+#pragma unroll
+      for (int a = kFirstAxis; a < 3; ++a) {
+        seen[half][a - kFirstAxis] = smem.seen[warpgroup][seen_before(a) + line.at[a]];
+      }
+    }
+    see_keys(seen[0], seen[1], smem.tile[ring.stage].walk, args.additional, mask);
   }
 
   // One tile. Its dS waits for its products with the next one.
   template <bool kPending, bool kMasked>
   __device__ __forceinline__ void step() {
     p.start_first(ring.stage);
-    if constexpr (kPending) start_pending();
-    if constexpr (kOfQueries) p.start_second(ring.stage);
-    ThreadMask mask;
-    if constexpr (kMasked) {
-      see_keys(&smem.seen[warpgroup][first_row()], smem.tile[ring.stage].walk, args.additional, mask);
+    constexpr bool kAtOnce = kSumsFirst && !kSumsSecond;  // registers for dP beside S
+    if constexpr (kAtOnce) {
+      await_second(second);
+      p.start_second(second_stage());
     }
-    wgmma_wait<(kPending ? 1 : 0) + (kAdds ? 1 : 0) + (kOfQueries ? 1 : 0)>();
+    if constexpr (kPending) start_pending();
+    ThreadMask mask;
+    if constexpr (kMasked) see_columns(mask);
+    wgmma_wait<(kPending ? 1 : 0) + (kAdds ? 1 : 0) + (kAtOnce ? 1 : 0)>();
     hold(p.scores);
     weigh(ring.stage);
     if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
@@ -184,35 +220,52 @@ struct Attend {
       wgmma_wait<kKeepsGrads ? 0 : 1>();  // packed P takes the registers of packed dS
       put_queries();
     }
+    if constexpr (!kSumsFirst) {
+      leave(ring);
+      if constexpr (kPending) {
+        wgmma_wait<0>();
+        leave_pending();
+      }
+      p.pack(p.scores);
+      note_pending();
+      return;
+    }
     if constexpr (kPacksLate) {
       p.start_second(ring.stage);
       wgmma_wait<0>();
       hold(p.scores);
-    } else if constexpr (kOfKeys) {
+    } else if constexpr (kSumsBoth) {
       p.pack(p.scores);
       p.start_second(ring.stage);
       p.start_second_sums(ring.stage);
       wgmma_wait<1>();
     } else {
-      wgmma_wait<0>();
+      wgmma_wait<kPending ? 1 : 0>();
+      if constexpr (kApart) leave_second(second);
     }
-    if constexpr (kPending) {
-      hold(p.first_out);
-      if (!kAdds || pending) leave(before);
-    }
+    if constexpr (kPending && !kAtOnce) leave_pending();
     hold(p.grads);
     differentiate(ring.stage);
     if constexpr (kMasked) hide_keys(mask, 0.0f, p.grads);
-    if constexpr (kOfKeys) {
+    if constexpr (kSumsBoth) {
       if constexpr (kPacksLate) p.start_second_sums(ring.stage);
       put_grads();
       wgmma_wait<0>();
       hold(p.second_out);
     } else {
+      hold(p.grads);
+      if constexpr (kPending) {
+        wgmma_wait<0>();
+        leave_pending();
+      }
       p.pack(p.grads);
     }
+    note_pending();
+  }
+  __device__ __forceinline__ void note_pending() {
     pending = true;
     before = ring;
+    second_before = second;
   }
 
   // Columns past the end of a sequence become zeros.
@@ -221,8 +274,11 @@ struct Attend {
     if (kAdditional && walk.additional) return;
     const int present = columns_of(smem.rows.cell.grid.axis[2]) - walk.origin.at[2];
     if (present >= kColumns) return;
-    clear_rows(smem.first[ring.stage], present);
-    if constexpr (kOfKeys) clear_rows(smem.second[ring.stage], present);
+    if constexpr (kSumsFirst) clear_rows(smem.first[ring.stage], present);
+    if constexpr (kSumsSecond) {
+      await_second(second);
+      clear_rows(smem.second[second_stage()], present);
+    }
     show_products(kShown + warpgroup);
   }
 
@@ -236,10 +292,13 @@ struct Attend {
         if (kAdds || pending) finish_pending();  // what comes next may need its stage
         if constexpr (kAdds) {                   // others multiply this dS too
           put_no_grads();
-          pending = true;
-          before = ring;
+          note_pending();
         } else {
           leave(ring);
+          if constexpr (kApart) {
+            await_second(second);
+            leave_second(second);
+          }
         }
       } else if (use == TileUse::masked) {
         if constexpr (kOthers) clear_others();
@@ -250,6 +309,7 @@ struct Attend {
         else step<false, false>();
       }
       ring.next();
+      second.next();
     }
     if (pending) finish_pending();
   }
@@ -269,8 +329,10 @@ struct Attend {
     u32 wrong[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      bool mine = store<kHeadDim>(p.first_out, kOfKeys ? args.grad_key : args.grad_query, args.scale_log2 * kLn2, half);
-      if constexpr (kOfKeys) mine = store<kHeadDimV>(p.second_out, args.grad_value, 1.0f, half) || mine;
+      const Rows& first = kOfKeys ? args.grad_key : args.grad_query;
+      bool mine = false;
+      if constexpr (kSumsFirst) mine = store<kHeadDim>(p.first_out, first, args.scale_log2 * kLn2, half);
+      if constexpr (kSumsSecond) mine = store<kHeadDimV>(p.second_out, args.grad_value, 1.0f, half) || mine;
       wrong[half] = __ballot_sync(~0u, mine);
     }
     if ((wrong[0] | wrong[1]) == 0) return;
@@ -290,6 +352,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
     for (int s = 0; s < kStages; ++s) {
       mbarrier_init(smem_address(&smem.full[s]), kOfKeys ? 1 + kStatisticsWarps : 1);
       mbarrier_init(smem_address(&smem.empty[s]), kWarpgroups * 4);
+    }
+    for (int s = 0; s < kSecondStages; ++s) {
+      mbarrier_init(smem_address(&smem.second_full[s]), 1);
+      mbarrier_init(smem_address(&smem.second_empty[s]), kWarpgroups * 4);
     }
     if constexpr (kAdds) init_query_sums(smem);
     fence_mbarrier_init();

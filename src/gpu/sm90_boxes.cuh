@@ -35,17 +35,19 @@ __device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, cons
   return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
 }
 
-// A place in the ring of stages.
-struct Ring {
+// A place in a ring of stages.
+template <int kCount>
+struct RingOf {
   int stage = 0;
   u32 phase = 0;
   __device__ __forceinline__ void next() {
-    if (++stage == kStages) {
+    if (++stage == kCount) {
       stage = 0;
       phase ^= 1;
     }
   }
 };
+using Ring = RingOf<kStages>;
 
 // Extent of a warpgroup's box.
 __device__ __forceinline__ constexpr int box_extent(int axis) {

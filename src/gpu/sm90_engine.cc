@@ -166,7 +166,7 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
-  const bool of_keys = spec.kernel == Kernel::sm90_keys;
+  const bool of_keys = has_boxes_of_keys(spec.kernel);
   Sm90BackwardArgs all;
   if (spec.packed) {
     all.places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
@@ -192,6 +192,8 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
   }
   if (of_keys && spec.add_queries) all.query_sums = map_of_sums(args, spec);
   all.backward = args;
+  if (spec.kernel == Kernel::sm90_values) all.backward.grad_key = {};
+  if (spec.sums_keys_alone()) all.backward.grad_value = {};
   kernels.launch(spec, blocks, all);
 }
 

@@ -154,7 +154,8 @@ struct Attend {
     ThreadMask mask;
     if constexpr (kMasked) {
       if (!noted) note_windows();
-      see_keys(&smem.seen[warpgroup][first_row()], smem.key_tile[ring.stage].walk, args.additional, mask);
+      see_keys(smem.seen[warpgroup][first_row()], smem.seen[warpgroup][first_row() + 8], smem.key_tile[ring.stage].walk,
+               args.additional, mask);
     }
     const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
     wgmma_wait<1>();

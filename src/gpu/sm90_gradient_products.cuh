@@ -13,9 +13,9 @@ constexpr bool kPacksLate = kAdds && kColumns > 64, kKeepsGrads = kAdds && !kPac
 constexpr int kUnit = 16;
 __device__ __forceinline__ constexpr int units(int elements) { return elements * 2 / kUnit; }
 constexpr int kRowFirst = 0, kRowSecond = kRowFirst + units(kWarpgroups * kSlabs * kRows * kSlab),
-              kFirst = kRowSecond + units(kWarpgroups * kValueSlabs * kRows * kSlab),
+              kFirst = kRowFirst + units(kRowSlabs * kRows * kSlab),
               kSecond = kFirst + units(kStages * kSlabs * kColumns * kSlab),
-              kGrads = kSecond + units(kStages * kValueSlabs * kColumns * kSlab);
+              kGrads = kSecond + units((kApart ? kSecondStages : kStages) * kValueSlabs * kColumns * kSlab);
 
 // The products of one warpgroup.
 struct Products {
@@ -77,18 +77,18 @@ struct Products {
     }
     wgmma_commit();
   }
-  // first_out += dS . columns; dS is in registers or, of keys, in shared memory
+  // first_out += dS . columns; dS is in registers or, beside sums of dV, in shared memory
   __device__ __forceinline__ void start_first_sums(int stage, int buffer) {
     const u64 columns = operand(0, kColumns * kSlab * 2) + first_at(stage);
     hold(first_out);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kColumns; c += 16) {
-      if constexpr (kOfKeys && !kKeepsGrads) {
+      if constexpr (kSumsBoth && !kKeepsGrads) {
         const u64 grad = operand(0, 16) + grads_at(buffer, warpgroup, c / kSlab) + units(c % kSlab);
         wgmma_first(first_out, grad, columns + units(c * kSlab), 1);
       } else {
-        const u32* w = (kOfKeys ? packed_grads : weights) + c / 4;
+        const u32* w = (kSumsBoth ? packed_grads : weights) + c / 4;
         wgmma_first(first_out, w[0], w[1], w[2], w[3], columns + units(c * kSlab), 1);
       }
     }

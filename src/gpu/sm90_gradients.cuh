@@ -3,7 +3,11 @@
 // A block owns rows (a box of keys, or of queries) and meets columns (boxes of the others) one tile after the other. Of
 // rows and columns alike there are the tensors of the first product (query, key) and of the second one (gradient of the
 // output, value). Constants of the prologue, besides those of sm90_boxes.cuh, where kTileQ is the box of rows and kTileKv
-// that of columns: kOfKeys (rows are keys), kAddQueries (which then also sum dQ), kSharedBytes.
+// that of columns: kOfKeys (rows are keys), kSumsFirst and kSumsSecond (what is summed of the columns of the first product:
+// dQ or dK; of the second one: dV), kSecondStages, kAddQueries (keys also sum dQ), kSharedBytes.
+//
+// Where head dims are long, dK and dV have kernels of their own, and the columns of the two products come and go apart:
+// kSecondStages of the second one, kStages of the first. Otherwise kSecondStages is 0, and a stage has both.
 #pragma once
 
 #include "sm90_boxes.cuh"
@@ -11,9 +15,16 @@
 namespace vicus::gpu {
 
 constexpr int kColumns = kKeys;
-constexpr int kStatisticsWarps = kColumns % 96 == 0 ? 3 : kColumns % 64 == 0 ? 2 : 1;
-static_assert(!kOfKeys || kColumns % 32 == 0);
+constexpr int kStatisticsWarps = kColumns % 96 == 0   ? 3
+                                 : kColumns % 64 == 0 ? 2
+                                 : kColumns > 64      ? 3
+                                 : kColumns > 32      ? 2
+                                                      : 1;
 constexpr bool kOfQueries = !kOfKeys;
+constexpr bool kSumsBoth = kSumsFirst && kSumsSecond;
+constexpr bool kApart = kSecondStages > 0;
+static_assert(kOfQueries ? !kSumsSecond : kApart != kSumsBoth);
+using SecondRing = RingOf<kApart ? kSecondStages : kStages>;
 constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
 // Columns that follow the last one of a sequence are those of others, or padding.
 constexpr bool kOthers = kPacked || (kKeyLengths && kOfQueries);
@@ -22,6 +33,13 @@ constexpr int kGradSlabs = (kColumns + kSlab - 1) / kSlab;
 constexpr bool kAdds = kOfKeys && kAddQueries;
 constexpr int kSumWidth = 64, kSumSlab = 16, kSumSlabs = kWarpgroups * kRows * kSumWidth / (kColumns * kSumSlab);
 constexpr bool kHalfQueries = kGradSlabs > 1;
+// What rows see along an axis is known by their positions along it; those of the axes before are before them.
+static_assert(kBoxRows == kRows);
+__device__ __forceinline__ constexpr int seen_before(int axis) {
+  int positions = 0;
+  for (int a = kFirstAxis; a < axis; ++a) positions += box_extent(a);
+  return positions;
+}
 static_assert(!kAdds || (kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
 
 // What rows see: the columns of any of them, and those of all.
@@ -50,24 +68,32 @@ struct RowTile {
   int group;       // heads that share a head of keys
 };
 
+constexpr int kRowSlabs = kWarpgroups * (kSlabs + (kSumsFirst ? kValueSlabs : 0));
+
 struct alignas(1024) Smem {
-  u16 row_first[kWarpgroups][kSlabs][kRows * kSlab];
-  u16 row_second[kWarpgroups][kValueSlabs][kRows * kSlab];
+  u16 row_slabs[kRowSlabs][kRows * kSlab];  // row_first and row_second
   u16 first[kStages][kSlabs][kColumns * kSlab];
-  u16 second[kStages][kValueSlabs][kColumns * kSlab];
+  u16 second[kApart ? kSecondStages : kStages][kValueSlabs][kColumns * kSlab];
   // Gradients of the logits: rows of keys, by warpgroup; columns of queries, 64 in a slab. Two, so that all warps are done
   // with one before any writes it again; one where barriers see to that.
-  u16 grad_scores[kAdds ? 1 : 2][kWarpgroups][kGradSlabs][kOfKeys ? kRows * kSlab : 8];
+  u16 grad_scores[kAdds ? 1 : 2][kWarpgroups][kGradSlabs][kSumsBoth ? kRows * kSlab : 8];
   float sums[kAdds ? kSumSlabs : 1][kAdds ? kColumns * kSumSlab : 4];  // sm90_query_sums.cuh
   // Of the queries of a stage.
-  float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys ? kColumns : 1];
+  float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys && kSumsFirst ? kColumns : 1];
   u64 rows_full, full[kStages], empty[kStages], grads_full, grads_empty, sums_full, sums_empty;
+  u64 second_full[kApart ? kSecondStages : 1], second_empty[kApart ? kSecondStages : 1];  // kApart
   ColumnTile tile[kStages];
   Box any[kWarpgroups], all[kWarpgroups];  // columns that a warpgroup's rows see
-  Span seen[kWarpgroups][kRows][kRank];    // of each row, per axis
+  Span seen[kWarpgroups][seen_before(3)];  // by rows of each position along an axis
   RowTile rows;
   Box met;    // columns that any row of the block sees
   int tiles;  // of columns, of all heads
+
+  // Of a warpgroup: slabs of its rows of the first and, for dQ and dK, of the second product.
+  __device__ __forceinline__ const u16* row_first(int warpgroup) const { return row_slabs[warpgroup * kSlabs]; }
+  __device__ __forceinline__ const u16* row_second(int warpgroup) const {
+    return row_slabs[kWarpgroups * kSlabs + warpgroup * kValueSlabs];
+  }
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
@@ -158,7 +184,8 @@ struct ColumnWalk {
 
 // Statistics of the queries of each tile, read a tile ahead. Queries that are none have no weight.
 __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& smem) {
-  constexpr int kOfThread = kColumns / (32 * kStatisticsWarps);
+  constexpr int kOfThread = (kColumns + 32 * kStatisticsWarps - 1) / (32 * kStatisticsWarps);
+  constexpr bool kEven = kColumns % (32 * kStatisticsWarps) == 0;
   mbarrier_wait(smem_address(&smem.rows_full), 0);
   const Cell& cell = smem.rows.cell;
   // Statistics are two floats of each query and head, contiguous: queries and heads are counted, in an int.
@@ -171,7 +198,7 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
       const Position q = key_position(at.walk.origin, column_of(i));
       const Position token = token_of(cell, q, cell.first_query);
       int row = cell.batch * step(args.statistics.batch) + at.head * step(args.statistics.head);
-      bool exists = true;
+      bool exists = kEven || column_of(i) < kColumns;
 #pragma unroll
       for (int a = kFirstAxis; a < 3; ++a) {
         exists = exists && q.at[a] < cell.grid.axis[a].queries;
@@ -190,8 +217,9 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
 #pragma unroll
     for (int i = 0; i < kOfThread; ++i) {
       const int c = column_of(i);
+      if (!kEven && c >= kColumns) continue;
       smem.lse[ring.stage][c] = of[i].x;
-      smem.delta[ring.stage][c] = of[i].y;
+      if constexpr (kSumsFirst) smem.delta[ring.stage][c] = of[i].y;
     }
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&smem.full[ring.stage]));
@@ -214,15 +242,18 @@ __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
   const int first_column = kOfKeys ? cell.first_query : cell.first_key;
   const Rows &row_first = kOfKeys ? b.key : b.query, &row_second = kOfKeys ? b.value : b.grad_output;
   const Rows &first = kOfKeys ? b.query : b.key, &second = kOfKeys ? b.grad_output : b.value;
-  mbarrier_expect(smem_address(&smem.rows_full), kWarpgroups * (kSlabs + kValueSlabs) * kBoxRows * kTokenBytes);
+  mbarrier_expect(smem_address(&smem.rows_full), kRowSlabs * kBoxRows * kTokenBytes);
   for (int w = 0; w < kWarpgroups; ++w) {
     const Position token = token_of(cell, box_origin(rows.tile, w), first_row);
-    load_box<kSlabs, kRows>(args.row_first, smem.row_first[w][0], smem.rows_full, cell.batch, rows.tile.head,
+    load_box<kSlabs, kRows>(args.row_first, smem.row_first(w), smem.rows_full, cell.batch, rows.tile.head,
                             row_first.head, token);
-    load_box<kValueSlabs, kRows>(args.row_second, smem.row_second[w][0], smem.rows_full, cell.batch, rows.tile.head,
-                                 row_second.head, token);
+    if constexpr (kSumsFirst) {
+      load_box<kValueSlabs, kRows>(args.row_second, smem.row_second(w), smem.rows_full, cell.batch, rows.tile.head,
+                                   row_second.head, token);
+    }
   }
   Ring ring;
+  SecondRing second_ring;
   ColumnWalk at(smem);
   for (int t = smem.tiles; t > 0; --t) {
     const u64& full = smem.full[ring.stage];
@@ -230,12 +261,19 @@ __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
     ColumnTile& note = smem.tile[ring.stage];
     note.walk = at.walk;
     for (int w = 0; w < kWarpgroups; ++w) note.use[w] = use_of(smem.any[w], smem.all[w], at.walk, b.additional);
-    mbarrier_expect(smem_address(&full), (kSlabs + kValueSlabs) * kColumns * kTokenBytes);
+    mbarrier_expect(smem_address(&full), (kSlabs + (kApart ? 0 : kValueSlabs)) * kColumns * kTokenBytes);
     const bool more = kAdditional && at.walk.additional;
     const Position token = more ? at.walk.origin : token_of(cell, at.walk.origin, first_column);
     load_box<kSlabs, kColumns>(more ? args.additional_first : args.first, smem.first[ring.stage][0], full, cell.batch,
                                at.head, more ? b.additional_keys.head : first.head, token);
-    load_box<kValueSlabs, kColumns>(more ? args.additional_second : args.second, smem.second[ring.stage][0], full,
+    const int stage = kApart ? second_ring.stage : ring.stage;
+    const u64& second_full = kApart ? smem.second_full[stage] : full;
+    if constexpr (kApart) {
+      mbarrier_wait(smem_address(&smem.second_empty[stage]), second_ring.phase ^ 1);
+      mbarrier_expect(smem_address(&second_full), kValueSlabs * kColumns * kTokenBytes);
+      second_ring.next();
+    }
+    load_box<kValueSlabs, kColumns>(more ? args.additional_second : args.second, smem.second[stage][0], second_full,
                                     cell.batch, at.head, more ? b.additional_values.head : second.head, token);
     at.next(smem);
     ring.next();

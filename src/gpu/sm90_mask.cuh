@@ -71,18 +71,18 @@ __device__ __forceinline__ void see_keys(const Span (&seen)[kRank], const Positi
   }
 }
 
-// `seen` is of the first row of the thread, rows after each other. A tile of additional tokens has them in a row, and every
+// By what the rows of the thread see, the first and the other one. A tile of additional tokens has them in a row, and every
 // query sees them.
 struct ThreadMask {
   u32 row[2][kMask32];  // bit 8 n + i: of the thread's key i of the n-th 8
 };
-__device__ __forceinline__ void see_keys(const Span (*seen)[kRank], const KeyWalk& walk, int additional,
-                                         ThreadMask& mask) {
+__device__ __forceinline__ void see_keys(const Span (&first)[kRank], const Span (&other)[kRank], const KeyWalk& walk,
+                                         int additional, ThreadMask& mask) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (kAdditional && walk.additional) set_bits(mask.row[half], 0, additional - walk.origin.at[2]);
-    else see_keys(seen[8 * half], walk.origin, mask.row[half]);
+    else see_keys(half == 0 ? first : other, walk.origin, mask.row[half]);
 #pragma unroll
     for (int w = 0; w < kMask32; ++w) {
       mask.row[half][w] >>= 2 * (lane % 4);

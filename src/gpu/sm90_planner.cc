@@ -7,7 +7,6 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -15,45 +14,12 @@
 #include "core/families.h"
 #include "gpu/planner.h"
 #include "gpu/sm90_args.h"
+#include "gpu/sm90_shapes.h"
 #include "gpu/spec.h"
 
 namespace vicus::gpu {
 namespace {
 
-/// A way to build a kernel, for head dims up to `head_dim`.
-struct BoxShape {
-  int head_dim, warpgroups, least_columns, most_columns, stages;  // columns: those of a tile that a box of rows meets
-  bool ping_pong;
-  double slowness;      // time of a product, relative
-  int head_dims = 512;  // the most of both head dims together
-};
-constexpr BoxShape kForwardShapes[] = {
-    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1},  {64, 1, 48, 176, 2, false, 1.4},
-    {128, 2, 48, 176, 2, true, 1.0},  {128, 1, 48, 176, 2, false, 1.4}, {192, 2, 32, 112, 2, false, 1.0},
-    {192, 1, 32, 112, 2, false, 1.3}, {256, 2, 32, 80, 2, false, 1.0},  {256, 1, 32, 80, 2, false, 1.3},
-};
-constexpr BoxShape kQueriesShapes[] = {
-    {64, 3, 48, 80, 3, false, 1.0},
-    {64, 2, 48, 96, 3, false, 1.2},
-    {128, 2, 48, 96, 3, false, 1.0},
-    {192, 2, 32, 64, 2, false, 1.2, 320},
-};
-constexpr BoxShape kKeysShapes[] = {
-    {64, 2, 32, 96, 3, false, 1.0},
-    {128, 2, 32, 64, 3, false, 1.0},
-    {192, 2, 32, 32, 3, false, 1.2, 320},
-};
-// That also sum dQ: warpgroups share out 128 queries by 64 features, or 64 by 128.
-constexpr BoxShape kAddingShapes[] = {
-    {64, 2, 128, 128, 3, false, 1.0},
-    {128, 2, 64, 64, 3, false, 1.0},
-};
-std::span<const BoxShape> shapes_of(Kernel kernel, bool adds) {
-  if (adds) return kAddingShapes;
-  if (kernel == Kernel::sm90_queries) return kQueriesShapes;
-  if (kernel == Kernel::sm90_keys) return kKeysShapes;
-  return kForwardShapes;
-}
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
 /// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
@@ -144,11 +110,11 @@ class BoxSearch {
     tile_q_ = tile_q;
     tile_kv_ = tile_kv;
     const std::int64_t width = std::max(p_.head_dim, p_.head_dim_v);
-    int narrowest = 0;  // shapes for wider head dims would also do, but waste
-    for (const BoxShape& shape : shapes_of(kernel_, adds_)) {
-      if (width > shape.head_dim || (narrowest != 0 && shape.head_dim != narrowest)) continue;
-      if (p_.head_dim + p_.head_dim_v > shape.head_dims) continue;
-      narrowest = shape.head_dim;
+    const BoxShape* narrowest = nullptr;  // shapes for wider head dims would also do, but waste
+    for (const BoxShape& shape : box_shapes(kernel_, adds_)) {
+      if (width > shape.head_dim || p_.head_dim + p_.head_dim_v > shape.head_dims) continue;
+      if (narrowest == nullptr) narrowest = &shape;
+      if (shape.head_dim != narrowest->head_dim || shape.head_dims != narrowest->head_dims) continue;
       const int group = p_.rank() < 3 && kernel_ == Kernel::sm90_forward ? static_cast<int>(p_.heads / p_.heads_kv) : 1;
       for (int heads = 1; heads <= std::min(group, kRows); heads *= 2) {
         for (const Extent& box : boxes_of(p_.rank(), kRows / heads)) {
@@ -201,6 +167,7 @@ class BoxSearch {
     k.warps = 4 * shape.warpgroups;
     k.row_blocks = 1;
     k.stages = shape.stages;
+    k.second_stages = shape.second_stages;
     k.blocks_per_multiprocessor = 1;
     k.stack_axis = axis;
     k.ping_pong = shape.ping_pong;
@@ -210,8 +177,8 @@ class BoxSearch {
     rows.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
     if (!wanted(rows, tile_q_)) return;
     Found found;
-    // The kernel for keys reads statistics of its columns by whole warps.
-    const int step = of_keys() ? 32 : 16;
+    // The kernel for dK and dV has dS of whole slabs; those for one of them do not.
+    const int step = of_keys() && shape.second_stages == 0 ? 32 : 16;
     for (int count = shape.most_columns; count >= shape.least_columns; count -= step) {
       for (const Extent& columns : boxes_of(p_.rank(), count)) {
         if (!loadable(columns) || !wanted(columns, tile_kv_)) continue;
@@ -223,7 +190,7 @@ class BoxSearch {
     if (found.kernel.tile.rows > 0) found_.push_back(found);
   }
 
-  [[nodiscard]] bool of_keys() const { return kernel_ == Kernel::sm90_keys; }
+  [[nodiscard]] bool of_keys() const { return has_boxes_of_keys(kernel_); }
 
   void consider(const BoxShape& shape, GpuKernelPlan& k, const Extent& rows, const Extent& columns, Found& found) {
     const int count = columns[0] * columns[1] * columns[2];
@@ -378,12 +345,20 @@ BoxPlan plan_boxes(const Plan& plan, const PlanOptions& options) {
   return named.best.tile.rows > 0 ? named : BoxSearch(plan, Kernel::sm90_forward).run({}, {});
 }
 
+double gradient_products(const GpuGradientPlan& plan) {
+  const bool apart = plan.values.tile.rows > 0;
+  const double keys = plan.keys.work.tile_pairs,
+               queries = (plan.add_queries ? plan.keys : plan.queries).work.tile_pairs;
+  return (apart ? 3 * keys + 2 * plan.values.work.tile_pairs : 4 * keys) + 3 * queries;
+}
+
 GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   const Problem& p = plan.problem;
   GpuGradientPlan gradients;
-  // Both head dims are rows of a product here.
+  // Both head dims are rows of a product here. Additional tokens have a kernel with tensor cores, of engine sm80.
   const bool whole = p.rank() < 3 || p.head_dim_v % (2 * kUnit) == 0;
-  if (!whole) return gradients;
+  const bool plain = plan.gpu.backward.keys.family == GpuKernels::plain;
+  if (!whole || (plain && p.additional_tokens > 0)) return gradients;
   if (plan.backward.kv_splits_allowed > 1 && addable(p)) {
     gradients.keys = BoxSearch(plan, Kernel::sm90_keys, true).run({}, {}).best;
     // What is in padding may be NaN; it reaches sums of dQ, which are then made again row by row.
@@ -394,6 +369,9 @@ GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   }
   gradients.keys = BoxSearch(plan, Kernel::sm90_keys).run({}, {}).best;
   gradients.queries = BoxSearch(plan, Kernel::sm90_queries).run({}, {}).best;
+  const bool apart = gradients.keys.second_stages > 0;
+  if (apart) gradients.values = BoxSearch(plan, Kernel::sm90_values).run({}, {}).best;
+  if (gradients.queries.tile.rows == 0 || (apart && gradients.values.tile.rows == 0)) return {};
   return gradients;
 }
 

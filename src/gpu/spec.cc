@@ -76,7 +76,10 @@ std::string boxes_prologue(const Spec& s) {
                     s.dtype);
   }
   // sm90_backward.cu, of rows that are keys and of rows that are queries
-  p += constant("bool", "kOfKeys", s.kernel == Kernel::sm90_keys);
+  p += constant("bool", "kOfKeys", has_boxes_of_keys(s.kernel));
+  p += constant("bool", "kSumsFirst", s.kernel != Kernel::sm90_values);
+  p += constant("bool", "kSumsSecond", has_boxes_of_keys(s.kernel) && !s.sums_keys_alone());
+  p += constant("int", "kSecondStages", s.second_stages);
   constexpr int kSumWidth = 64;  // features of dQ that a warpgroup sums
   for (const Product& f : {
            Product{.name = "wgmma_scores_begin", .columns = s.keys(), .begins = true},
@@ -172,6 +175,8 @@ const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
       return &plan.backward.queries;
     case Kernel::sm90_keys:
       return &plan.backward.keys;
+    case Kernel::sm90_values:
+      return &plan.backward.values;
     case Kernel::forward:
     case Kernel::plain_forward:
       return plan.forward.family == GpuKernels::warpgroups ? &plan.forward_unboxed : &plan.forward;
@@ -194,7 +199,7 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.tile_q = k.tile.extent;
   s.tile_heads = k.tile.heads;
   s.tile_kv = k.kv_tile;
-  if (s.kernel == Kernel::sm90_keys) std::swap(s.tile_q, s.tile_kv);  // rows and columns
+  if (has_boxes_of_keys(s.kernel)) std::swap(s.tile_q, s.tile_kv);  // rows and columns
   const bool parts = k.warp_tile[0] > 0;
   s.warp_q = parts ? k.warp_tile : s.tile_q;
   s.warp_kv = parts ? k.warp_keys : s.tile_kv;
@@ -202,6 +207,7 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.warps = k.warps;
   s.row_blocks = k.row_blocks;
   s.stages = k.stages;
+  s.second_stages = k.second_stages;
   s.min_blocks = k.blocks_per_multiprocessor;
   s.chunk = k.chunk;
   s.splits = k.splits;
@@ -251,7 +257,7 @@ Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DTyp
   s.add_queries = uses_tensor_cores(kernel) && kernel != Kernel::forward && kernel != Kernel::sm90_forward &&
                   (loads_boxes(kernel) ? plan.gpu.backward : portable_gradients(plan.gpu)).add_queries;
   // Additional tokens have a kernel of their own.
-  if (kernel == Kernel::sm90_keys) s.additional = false;
+  if (has_boxes_of_keys(kernel)) s.additional = false;
   return s;
 }
 
@@ -323,6 +329,7 @@ jit::Source source_of(const Spec& spec) {
                                  "backward_convert.cu",
                                  "backward_bias.cu",
                                  "sm90_forward.cu",
+                                 "sm90_backward.cu",
                                  "sm90_backward.cu",
                                  "sm90_backward.cu",
                                  "unfused_tile_scores.cu",

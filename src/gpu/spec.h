@@ -24,8 +24,9 @@ enum class Kernel : std::uint8_t {
   bias,
   // By boxes and warpgroups.
   sm90_forward,
-  sm90_queries,
+  sm90_queries,  // one text for these three
   sm90_keys,
+  sm90_values,  // dV of long head dims; that of keys then sums dK
   unfused_tile_scores,
   unfused_tile_to_queries,  // one text for these two
   unfused_tile_to_keys,
@@ -50,7 +51,11 @@ enum class Kernel : std::uint8_t {
 [[nodiscard]] constexpr bool uses_tensor_cores(Kernel kernel) { return kernel < Kernel::plain_forward; }
 
 [[nodiscard]] constexpr bool loads_boxes(Kernel kernel) {
-  return kernel == Kernel::sm90_forward || kernel == Kernel::sm90_queries || kernel == Kernel::sm90_keys;
+  return kernel >= Kernel::sm90_forward && kernel <= Kernel::sm90_values;
+}
+/// Gradients of keys by boxes: rows are keys, columns queries.
+[[nodiscard]] constexpr bool has_boxes_of_keys(Kernel kernel) {
+  return kernel == Kernel::sm90_keys || kernel == Kernel::sm90_values;
 }
 
 enum class BiasKind : std::uint8_t { none, relative, additive };
@@ -85,7 +90,8 @@ struct Spec {
   bool careful_sums = false;  // their conversion: rows that are not finite are done again
   // Plain: a quarter of the rows of a warp, features that a first product takes at a time, and those of a second one.
   int thread_rows = 0, depth = 0, wide = 0;
-  int lanes = 0;  // merge: of a row
+  int lanes = 0;          // merge: of a row
+  int second_stages = 0;  // gradients by boxes: GpuKernelPlan
   // Boxes: the axis along which warpgroups' boxes lie side by side, whether warpgroups take turns, and whether several
   // blocks share out the keys of a tile of queries.
   int stack_axis = 2;
@@ -98,6 +104,8 @@ struct Spec {
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
+  /// Of dK and dV, dK.
+  [[nodiscard]] bool sums_keys_alone() const { return kernel == Kernel::sm90_keys && second_stages > 0; }
   [[nodiscard]] bool meets_parts() const { return warp_q != tile_q || warp_kv != tile_kv; }
 };
 

@@ -49,11 +49,11 @@ def inference(problem, t) -> torch.Tensor:
         return _ops.neighborhood_inference(*(t[name] for name in INPUTS[:3]), [n for x in lists for n in x], scale)
 
 
-def backward(problem, t, saved, deterministic: bool, engine="auto") -> dict:
-    """Gradients by name. `saved`: output and logsumexp."""
+def backward(problem, t, saved, deterministic: bool, engine="auto", only=(*INPUTS, "rpb")) -> dict:
+    """Gradients by name, those not in `only` without elements. `saved`: output and logsumexp."""
     operator = _ops.dense_backward if problem.dense else _ops.neighborhood_backward
     names = [*INPUTS] if problem.dense else [*INPUTS, "rpb"]
-    wanted = sum(1 << i for i, name in enumerate(names) if t.get(name) is not None)
+    wanted = sum(1 << i for i, name in enumerate(names) if t.get(name) is not None and name in only)
     with torch.no_grad():
         found = operator(
             *(t["grad_output"], t["grad_logsumexp"], *_inputs(problem, t), *saved),

@@ -238,13 +238,18 @@ std::vector<BoxCase> box_cases() {
   Dense sliding_packed = sliding, sliding_padded = sliding;
   sliding_packed.device = packed.device;
   sliding_padded.device.key_lengths = true;
-  for (const auto& [d, dv] : {std::pair(40, 40), std::pair(72, 128), std::pair(192, 128)}) {
+  for (const auto& [d, dv] : {std::pair(40, 40), std::pair(72, 128), std::pair(192, 128), std::pair(256, 256)}) {
     add(d, dv, {3000}, sliding_packed, d == 72 ? 9 : 0);
     list.back().problem.batch = 1;
     add(d, dv, {3000}, sliding_padded, d == 40 ? 9 : 0);
   }
   add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
   add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
+  for (const auto& [d, dv] : {std::pair(192, 192), std::pair(160, 200), std::pair(64, 256)}) {
+    add(d, dv, {3000}, causal);
+    add(d, dv, {60, 70}, Neighborhood{.kernel_size = 30}, 9);
+    add(d, dv / 16 * 16, {12, 30, 30}, Neighborhood{.kernel_size = {5, 10, 12}});
+  }
   return list;
 }
 
@@ -266,6 +271,7 @@ void compile_boxes(const BoxCase& c, const GpuTarget& target) {
       compile(c.name, target, spec, {{"work_ratio", ratio}});
     };
     run(gpu::Kernel::sm90_keys, gradients.keys.work.ratio());
+    if (gradients.values.tile.rows > 0) run(gpu::Kernel::sm90_values, gradients.values.work.ratio());
     if (gradients.add_queries) run(gpu::Kernel::convert, 1);
     else run(gpu::Kernel::sm90_queries, gradients.queries.work.ratio());
   }

@@ -13,7 +13,7 @@ from test_gpu_boxes import HOPPER
 from test_gpu_varlen import PACKED, PADDED, Case, check, lists, made, random_case, run
 
 pytestmark = [needs_gpu, pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")]
-DIMS = ((64, 64), (128, 128), (40, 40), (72, 128), (192, 128), (128, 64))
+DIMS = ((64, 64), (128, 128), (40, 40), (72, 128), (192, 128), (128, 64), (256, 256), (160, 192))
 MIXED = [130, 0, 1, 333, 64, 128, 20], [200, 7, 0, 333, 1, 257, 64]
 
 
@@ -47,10 +47,12 @@ CASES = {
     "only single tokens": Case(dense(70, 70, heads=8, kv=1, batch=1), [1] * 70, [1] * 70),
     "whole tiles": Case(dense(640, 640, "top_left", dim=128, batch=1), [128, 256, 256], [128, 256, 256]),
     "no keys at all": Case(dense(300, 5, batch=1), [100, 150, 50], [0, 0, 0]),
+    "wide": Case(dense(676, 862, "bottom_right", heads=4, kv=2, dim=256, batch=1), *MIXED),
     "padded": Case(dense(400, 700, heads=4, kv=2, dim=128, batch=5), None, [700, 0, 1, 345, 128]),
     "padded, top left": Case(dense(300, 200, "top_left", heads=4, batch=3, dtype="float16"), None, [200, 0, 77]),
     "padded, bottom right": Case(dense(300, 500, "bottom_right", heads=2, kv=1, batch=3), None, [500, 250, 3]),
     "padded, sliding": Case(dense(300, 300, left=30, right=40, dim=192, dim_v=128, batch=2), None, [300, 100]),
+    "padded, wide": Case(dense(300, 300, left=30, right=40, dim=256, dim_v=192, batch=2), None, [300, 100]),
     "padded, more tokens": Case(dense(130, 200, heads=4, kv=2, dim=128, batch=2, additional_tokens=9), None, [0, 190]),
     "padded, one query": Case(dense(1, 1000, heads=8, kv=2, dim=128, batch=4), None, [1000, 999, 0, 1]),
 }
@@ -85,7 +87,7 @@ def test_taken_where_nothing_is_asked_for():
 
 @pytest.mark.parametrize("case", [PACKED, PADDED], ids=["packed", "padded"])
 @pytest.mark.parametrize("causal", ["none", "bottom_right"])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("way", [True, False], ids=["deterministic", "summed"])
 def test_neighbours_do_not_reach_each_other(case, causal, dim, way):
     mask = dataclasses.replace(case.problem.mask, causal=causal)

@@ -1,10 +1,12 @@
-// Engine sm90 without a GPU: gradients of the query that the kernel of keys sums.
+// Engine sm90 without a GPU: which kernels sum which gradients.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "device_tensor.h"
 #include "fake_cuda.h"
@@ -97,6 +99,56 @@ TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
   EXPECT_EQ(sums.head, 80 * 90 * kWidth);
   EXPECT_EQ(sums.batch, p.heads * sums.head);
   EXPECT_EQ(args.backward.statistics.data, static_cast<float*>(sums.data) + p.batch * sums.batch);
+}
+
+TEST(BoxSums, LongHeadDimsForWhichTheOtherEngineHasNoTile) {
+  Problem p = problem_of({128, 128}, {.kernel_size = 40}, 208);
+  const Plan plan = choose_plan(p, {.gpu = kH100});
+  EXPECT_EQ(plan.gpu.backward.keys.family, GpuKernels::warpgroups);
+  EXPECT_EQ(plan.gpu.backward_unboxed.keys.family, GpuKernels::plain);
+  EXPECT_EQ(plan.gpu.reason, "");
+  p.additional_tokens = 3;
+  const Plan more = choose_plan(p, {.gpu = kH100});
+  EXPECT_EQ(more.gpu.backward.keys.family, GpuKernels::plain) << "gradients of additional tokens are of that engine";
+  EXPECT_NE(more.gpu.reason, "");
+}
+
+TEST(BoxSums, EachKernelOfLongHeadDimsStoresWhatItSums) {
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
+  }
+  const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 256), {.engine = Engine::sm90, .gpu = kH100});
+  const Problem& p = plan.problem;
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor output(p.dtype, p.output_shape()), logsumexp(DType::float32, p.logsumexp_shape());
+  const Tensor dq(p.dtype, p.query_shape()), dk(p.dtype, p.key_shape()), dv(p.dtype, p.value_shape());
+  int stream = 0;
+  // dK and dV, present or not, of the launches with boxes.
+  const auto stored = [&](const AttentionGradients& out) {
+    {
+      const std::lock_guard lock(fake.mutex);
+      fake.launches.clear();
+    }
+    backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+             {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, out, &stream);
+    const std::lock_guard lock(fake.mutex);
+    std::vector<std::pair<bool, bool>> list;
+    for (const auto& launch : fake.launches) {
+      gpu::Sm90BackwardArgs args;
+      if (launch.kernel != "sm90_backward" || launch.args.size() != sizeof(args)) continue;
+      std::memcpy(&args, launch.args.data(), sizeof(args));
+      list.emplace_back(args.backward.grad_key.data != nullptr, args.backward.grad_value.data != nullptr);
+    }
+    return list;
+  };
+  using Stored = std::vector<std::pair<bool, bool>>;
+  EXPECT_EQ(stored({.query = dq.view, .key = dk.view, .value = dv.view}),
+            (Stored{{true, true}, {true, false}, {false, true}}))
+      << "of queries, of keys, of values";
+  EXPECT_EQ(stored({.query = dq.view}), (Stored{{false, false}}));
+  EXPECT_EQ(stored({.key = dk.view}), (Stored{{true, false}}));
 }
 
 }  // namespace

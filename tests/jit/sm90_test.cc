@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <array>
+#include <mutex>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/domain.h"
@@ -289,7 +291,8 @@ TEST(Boxes, GradientsHaveBoxesOfKeysAndOfQueries) {
   const auto portable = [](const Problem& p) {
     return choose_plan(p, {.gpu = kH100}).gpu.backward.keys.family == GpuKernels::tensor_cores;
   };
-  EXPECT_TRUE(portable(problem_of({128, 128}, {.kernel_size = 40}, 256))) << "registers";
+  EXPECT_FALSE(portable(problem_of({128, 128}, {.kernel_size = 40}, 256)));
+  EXPECT_TRUE(portable(problem_of({56, 56}, {.kernel_size = 7}, 256))) << "small windows";
   EXPECT_FALSE(portable(dense_problem(1000, 700, {.key_lengths = {100, 300}})));
   Problem packed = dense_problem(1000, 700, {.cumulative_queries = {0, 900, 1000}, .cumulative_keys = {0, 0, 700}});
   packed.batch = 1;
@@ -297,6 +300,31 @@ TEST(Boxes, GradientsHaveBoxesOfKeysAndOfQueries) {
   Problem wide = dense_problem(1000, 1000);
   wide.head_dim = 192;
   EXPECT_FALSE(portable(wide)) << "192 and 128 fit together";
+}
+
+TEST(Boxes, LongHeadDimsHaveAKernelForEachGradient) {
+  for (const auto& [head_dim, head_dim_v] : {std::pair(256, 256), std::pair(192, 160), std::pair(64, 256)}) {
+    for (const bool deterministic : {false, true}) {
+      Problem p = problem_of({128, 128}, {.kernel_size = 40}, head_dim);
+      p.head_dim_v = head_dim_v;
+      PlanOptions options{.engine = Engine::sm90, .gpu = kH100};
+      options.backward.deterministic = deterministic;
+      Plan plan = choose_plan(p, options);
+      const GpuGradientPlan g = plan.gpu.backward;
+      EXPECT_FALSE(g.add_queries);
+      for (const GpuKernelPlan* const kernel : {&g.queries, &g.keys, &g.values}) {
+        ASSERT_EQ(kernel->family, GpuKernels::warpgroups) << describe(plan);
+        EXPECT_GT(kernel->second_stages, 0);
+        EXPECT_EQ(kernel->tile.rows, 128);
+      }
+      EXPECT_EQ(g.scratch_bytes, static_cast<std::size_t>(p.batch * p.queries() * p.heads) * 8);
+      EXPECT_DOUBLE_EQ(g.keys.work.tile_pairs, counted_from_keys(plan)) << describe(plan);
+      plan.gpu.backward.keys = g.values;
+      EXPECT_DOUBLE_EQ(g.values.work.tile_pairs, counted_from_keys(plan)) << describe(plan);
+      plan.gpu.forward = g.queries;
+      EXPECT_DOUBLE_EQ(g.queries.work.tile_pairs, counted(plan)) << describe(plan);
+    }
+  }
 }
 
 TEST(Boxes, GradientsGoToTheOtherKernelsWhereBoxesCannotBeAddressed) {

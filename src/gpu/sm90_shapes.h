@@ -1,0 +1,59 @@
+// The ways to build kernels by boxes among which their planner chooses: what won where it was measured on an H100
+// (notes/sm90.md), and keeps to its registers.
+#ifndef VICUS_GPU_SM90_SHAPES_H_
+#define VICUS_GPU_SM90_SHAPES_H_
+
+#include <span>
+
+#include "gpu/spec.h"
+
+namespace vicus::gpu {
+
+/// A way to build a kernel, for head dims up to `head_dim`.
+struct BoxShape {
+  int head_dim, warpgroups, least_columns, most_columns, stages;  // columns: those of a tile that a box of rows meets
+  bool ping_pong;
+  double slowness;        // time of a product, relative
+  int head_dims = 512;    // the most of both head dims together
+  int second_stages = 0;  // gradients: of columns of the second product, where they come apart
+};
+inline constexpr BoxShape kForwardShapes[] = {
+    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1},  {64, 1, 48, 176, 2, false, 1.4},
+    {128, 2, 48, 176, 2, true, 1.0},  {128, 1, 48, 176, 2, false, 1.4}, {192, 2, 32, 112, 2, false, 1.0},
+    {192, 1, 32, 112, 2, false, 1.3}, {256, 2, 32, 80, 2, false, 1.0},  {256, 1, 32, 80, 2, false, 1.3},
+};
+inline constexpr BoxShape kQueriesShapes[] = {
+    {64, 3, 48, 80, 3, false, 1.0},          {64, 2, 48, 96, 3, false, 1.2},
+    {128, 2, 48, 96, 3, false, 1.0},         {192, 2, 32, 80, 3, false, 1.0, 320, 2},
+    {192, 2, 32, 64, 3, false, 1.0, 512, 2}, {256, 2, 32, 48, 3, false, 1.0, 512, 1},
+};
+inline constexpr BoxShape kKeysShapes[] = {
+    {64, 2, 32, 96, 3, false, 1.0},
+    {128, 2, 32, 64, 3, false, 1.0},
+    {192, 2, 32, 32, 3, false, 1.2, 320},
+    // dK alone
+    {192, 2, 32, 64, 3, false, 1.0, 512, 2},
+    {256, 2, 32, 48, 3, false, 1.0, 512, 1},
+};
+// dV alone
+inline constexpr BoxShape kValuesShapes[] = {
+    {192, 2, 32, 96, 2, false, 1.0, 512, 2},
+    {256, 2, 32, 80, 2, false, 1.0, 512, 2},
+};
+// That also sum dQ: warpgroups share out 128 queries by 64 features, or 64 by 128.
+inline constexpr BoxShape kAddingShapes[] = {
+    {64, 2, 128, 128, 3, false, 1.0},
+    {128, 2, 64, 64, 3, false, 1.0},
+};
+
+inline std::span<const BoxShape> box_shapes(Kernel kernel, bool adds) {
+  if (adds) return kAddingShapes;
+  if (kernel == Kernel::sm90_queries) return kQueriesShapes;
+  if (kernel == Kernel::sm90_keys) return kKeysShapes;
+  if (kernel == Kernel::sm90_values) return kValuesShapes;
+  return kForwardShapes;
+}
+
+}  // namespace vicus::gpu
+
+#endif  // VICUS_GPU_SM90_SHAPES_H_
