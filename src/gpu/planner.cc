@@ -313,7 +313,7 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
   // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md).
-  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kApartFaster = 2.5, kPlainFaster = 20;
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -334,9 +334,8 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     any = true;
   }
   GpuGradientPlan gradients = plan_box_gradients(plan, asked);
-  const double faster = g.backward.keys.family == GpuKernels::plain ? kPlainFaster
-                        : gradients.values.tile.rows > 0            ? kApartFaster
-                                                                    : kGradientsFaster;
+  const bool plain = g.backward.keys.family == GpuKernels::plain;  // which are slower in any case
+  const double faster = plain ? std::numeric_limits<double>::infinity() : kGradientsFaster;
   if (chosen(gradients.keys.tile.rows > 0, gradient_products(gradients), gradient_products(g.backward), faster)) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;

@@ -51,7 +51,10 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
     p.batch = batch;
     p.heads = p.heads_kv = heads;
     const GpuGradientPlan g = choose_plan(p, {.gpu = kH100}).gpu.backward;
-    return std::string(g.keys.family == GpuKernels::warpgroups ? "sm90" : "sm80") + (g.add_queries ? ", one" : ", two");
+    return std::string(g.keys.family == GpuKernels::warpgroups ? "sm90" : "sm80") + (g.add_queries ? ", one"
+                                                                                     : g.values.tile.rows > 0
+                                                                                         ? ", three"
+                                                                                         : ", two");
   };
   // As measured: notes/sm90.md.
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80, two");
@@ -60,6 +63,8 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
   EXPECT_EQ(kernels(problem_of({8, 32, 32}, {.kernel_size = {4, 8, 8}}), 8, 8), "sm90, two");
   EXPECT_EQ(kernels(problem_of({30, 48, 80}, {.kernel_size = {18, 24, 24}}, 128), 1, 24), "sm90, two");
   EXPECT_EQ(kernels(problem_of({256, 256}, {.kernel_size = 80}, 128), 1, 24), "sm90, one");
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}, 256), 8, 4), "sm90, three");
+  EXPECT_EQ(kernels(problem_of({4096}, {.kernel_size = 64}, 256), 2, 8), "sm90, three");
   EXPECT_EQ(kernels(dense_problem(4096, 4096), 4, 16), "sm90, one");
   EXPECT_EQ(kernels(dense_problem(4096, 4096, {.causal = Causal::top_left}), 4, 16), "sm90, one");
 }
