@@ -204,7 +204,7 @@ std::vector<BoxCase> box_cases() {
     add(d, d, {8, 32, 32}, Neighborhood{.kernel_size = {4, 8, 8}, .is_causal = {1, 0, 0}}, d == 128 ? 9 : 0);
     add(d, d, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}, .stride = {2, 8, 8}});
   }
-  // The longest and the shortest tiles of keys with every tile of queries: sm90_planner.cc.
+  // The longest and the shortest tiles of keys with every tile of queries: sm90_shapes.h.
   constexpr std::array<int, 4> kShapes[] = {
       {64, 192, 128, 48},  {64, 128, 176, 48}, {64, 64, 176, 48},  {128, 128, 176, 48}, {128, 64, 176, 48},
       {192, 128, 112, 32}, {192, 64, 112, 32}, {256, 128, 80, 32}, {256, 64, 80, 32},

@@ -75,7 +75,7 @@ def report(p, t, how):
     return [json.loads(line)["name"] for line in lines[1:]]
 
 
-# Head dim, rows of query tiles, most and least keys: src/gpu/sm90_planner.cc.
+# Head dim, rows of query tiles, most and least keys: src/gpu/sm90_shapes.h.
 SHAPES = ((64, 192, 128, 48), (64, 128, 176, 48), (64, 64, 176, 48), (128, 128, 176, 48), (128, 64, 176, 48))
 SHAPES += ((192, 128, 112, 32), (192, 64, 112, 32), (256, 128, 80, 32), (256, 64, 80, 32))
 LINES = [(dim, (rows,), (keys,)) for dim, rows, most, least in SHAPES for keys in range(most, least - 1, -16)]
