@@ -111,7 +111,8 @@ struct BackwardPlan {
   std::array<int, 3> segment{};    ///< query tiles per axis whose gradients one task sums
   int segment_heads = 1;           ///< and tiles along the heads of a group
   std::int64_t segments = 0;       ///< tasks that sum query gradients, and key gradients where they hold all queries
-  std::int64_t border_blocks = 0;  ///< key blocks seen from more than one segment: tasks that sum their gradients
+  bool relay = false;              ///< segments hand the sums of a key block on to the next one that sees it
+  std::int64_t border_blocks = 0;  ///< key blocks that no segment sums: tasks that do
   std::size_t scratch_bytes = 0;   ///< per thread
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products
 };

@@ -67,11 +67,17 @@ Json to_json(const ForwardPlan& plan) {
 }
 
 Json to_json(const BackwardPlan& plan) {
-  return {{"kv_splits", plan.kv_splits},         {"kv_splits_allowed", plan.kv_splits_allowed},
-          {"tile", to_json(plan.tile)},          {"kv_block", plan.kv_block},
-          {"chunk_keys", plan.chunk_keys},       {"segment", plan.segment},
-          {"segment_heads", plan.segment_heads}, {"segments", plan.segments},
-          {"border_blocks", plan.border_blocks}, {"scratch_bytes", plan.scratch_bytes},
+  return {{"kv_splits", plan.kv_splits},
+          {"kv_splits_allowed", plan.kv_splits_allowed},
+          {"tile", to_json(plan.tile)},
+          {"kv_block", plan.kv_block},
+          {"chunk_keys", plan.chunk_keys},
+          {"segment", plan.segment},
+          {"segment_heads", plan.segment_heads},
+          {"segments", plan.segments},
+          {"relay", plan.relay},
+          {"border_blocks", plan.border_blocks},
+          {"scratch_bytes", plan.scratch_bytes},
           {"work", to_json(plan.work)}};
 }
 

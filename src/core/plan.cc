@@ -275,10 +275,11 @@ std::string describe(const Plan& plan) {
                  extent_text(b.tile.extent, rank).c_str(), b.tile.heads, b.tile.rows,
                  extent_text(b.kv_block, rank).c_str(), b.chunk_keys);
   text += format(
-      "         work ratio %.3f, %lld segments of %s tiles of %d head tiles, %lld border blocks, %.3f MiB scratch a "
-      "thread\n",
+      "         work ratio %.3f, %lld segments of %s tiles of %d head tiles%s, %lld border blocks, %.3f MiB "
+      "scratch a thread\n",
       b.work.ratio(), static_cast<long long>(b.segments), extent_text(b.segment, rank).c_str(), b.segment_heads,
-      static_cast<long long>(b.border_blocks), static_cast<double>(b.scratch_bytes) / 1048576.0);
+      b.relay ? " handing key blocks on" : "", static_cast<long long>(b.border_blocks),
+      static_cast<double>(b.scratch_bytes) / 1048576.0);
   return text + describe(plan.candidates, rank);
 }
 

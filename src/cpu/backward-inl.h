@@ -10,7 +10,9 @@
 #define VICUS_CPU_BACKWARD_INL_H_
 #endif
 
+#include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "cpu/backward.h"
 #include "cpu/chunk-inl.h"
@@ -98,15 +100,38 @@ class BackwardTask {
   void segment_task(std::int64_t task) {
     if (c_.rpb_slots == 0) {
       kv_head_ = task % p_.heads_kv;
-      return segment(c_.segments.locate(task / p_.heads_kv));
+      return segment(c_.segments.locate(task / p_.heads_kv), task);
     }
     kv_head_ = task / c_.rpb_slots;
     rpb_sums_ = c_.rpb_sums.data() + task * group_ * c_.rpb_table;
     for (std::int64_t i = task % c_.rpb_slots; i < c_.segments.total(); i += c_.rpb_slots)
-      segment(c_.segments.locate(i));
+      segment(c_.segments.locate(i), task);
   }
 
-  void segment(const CellTasks::Place& place) {
+  // Says how far a segment is; past all blocks when it ends, however it ends.
+  class Progress {
+   public:
+    explicit Progress(std::atomic<int>* past) : past_(past) {}
+    Progress(const Progress&) = delete;
+    Progress& operator=(const Progress&) = delete;
+    ~Progress() { set(std::numeric_limits<int>::max()); }
+    void set(int past) const {
+      if (past_ == nullptr) return;
+      past_->store(past, std::memory_order_release);
+      past_->notify_all();
+    }
+
+   private:
+    std::atomic<int>* past_;
+  };
+  // Until the segment before, task `task`, is past block `block`.
+  void wait_for(std::int64_t task, int block) {
+    std::atomic<int>& past = c_.past[static_cast<std::size_t>(task)];
+    for (int now; (now = past.load(std::memory_order_acquire)) <= block;) past.wait(now, std::memory_order_acquire);
+  }
+
+  void segment(const CellTasks::Place& place, std::int64_t task) {
+    const Progress progress(plan_.relay ? &c_.past[static_cast<std::size_t>(task)] : nullptr);
     if (!start_cell(c_.domain.cell(place.cell))) return;
     std::int64_t index = place.local;
     const int head_pieces = geometry::ceil_div(head_tiles_, plan_.segment_heads);
@@ -132,9 +157,14 @@ class BackwardTask {
       for_each_box(blocks_over(hull), {1, 1, 1}, [&](const Box& one) HWY_ATTR {
         const Box block = block_box(one);
         const Box seen_by = geometry::queries_of(cell_.grid, block);
-        own_keys_ = own_segment(seen_by);  // this one: it sees the block
-        if (start_block(block)) visit_tiles(tiles, tiles_over(seen_by));
-        end_block(block);
+        own_keys_ = in_segments(seen_by);  // this one among them: it sees the block
+        const int number = one.axis[2].begin;
+        const bool first = !plan_.relay || seen_by.axis[2].begin >= queries.axis[2].begin;
+        const bool last = !plan_.relay || seen_by.axis[2].end <= queries.axis[2].end;
+        if (!first) wait_for(task - p_.heads_kv, number);
+        if (start_block(block, first)) visit_tiles(tiles, tiles_over(seen_by));
+        end_block(block, last);
+        progress.set(number + 1);
       });
     }
     own_keys_ = false;
@@ -170,7 +200,7 @@ class BackwardTask {
     if (index > 0) return;
     const Box block = block_box(one);
     const Box seen_by = geometry::queries_of(cell_.grid, block);
-    if (own_segment(seen_by)) return;  // its segment did it
+    if (in_segments(seen_by)) return;  // they did it
     own_keys_ = true;
     sum_queries_ = false;
     if (start_block(block)) {
@@ -259,12 +289,12 @@ class BackwardTask {
     return out;
   }
 
-  // One segment holds all heads and queries that see a block.
-  bool own_segment(const Box& seen_by) const {
+  // Segments sum the gradients of a block that these queries see.
+  bool in_segments(const Box& seen_by) const {
     if (plan_.segment_heads < head_tiles_) return false;
     for (int a = 0; a < geometry::kRank; ++a) {
       const auto n = static_cast<std::size_t>(a);
-      if (!in_one_segment(seen_by.axis[a], plan_.segment[n] * plan_.tile.extent[n])) return false;
+      if (!cpu::in_segments(seen_by.axis[a], plan_.segment[n] * plan_.tile.extent[n], plan_.relay)) return false;
     }
     return true;
   }
@@ -274,13 +304,18 @@ class BackwardTask {
 
   // --- Key blocks. --------------------------------------------------------------------------------------------------
 
-  // Packs a block; false when no query sees it.
-  bool start_block(const Box& block) {
+  // Packs a block; false when no query sees it. `first`: its gradients begin with zeros, not with what other segments left.
+  bool start_block(const Box& block, bool first = true) {
     block_ = block;
     additional_ = false;
     if (own_keys_) {
       zero(grad_keys_, block);
       zero(grad_values_, block);
+      if (!first) {
+        if (c_.out.key) pack(c_.out.key, row_map(c_.out.key, p_, cell_, cell_.first_key), block, kv_head_, grad_keys_);
+        if (c_.out.value)
+          pack(c_.out.value, row_map(c_.out.value, p_, cell_, cell_.first_key), block, kv_head_, grad_values_);
+      }
     }
     if (geometry::queries_of(cell_.grid, block).empty()) return false;
     finite_keys_ = pack(c_.in.key, row_map(c_.in.key, p_, cell_, cell_.first_key), block, kv_head_, keys_);
@@ -301,10 +336,12 @@ class BackwardTask {
                           kv_head_, values_);
   }
 
-  void end_block(const Box& block) {
+  // `last`: the gradients are whole, and not yet to be handed on.
+  void end_block(const Box& block, bool last = true) {
     if (!own_keys_) return;
     if (c_.out.key)
-      unpack(grad_keys_, scale_, c_.out.key, row_map(c_.out.key, p_, cell_, cell_.first_key), block, kv_head_);
+      unpack(grad_keys_, last ? scale_ : T{1}, c_.out.key, row_map(c_.out.key, p_, cell_, cell_.first_key), block,
+             kv_head_);
     if (c_.out.value)
       unpack(grad_values_, T{1}, c_.out.value, row_map(c_.out.value, p_, cell_, cell_.first_key), block, kv_head_);
   }

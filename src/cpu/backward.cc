@@ -84,6 +84,7 @@ BackwardContext::BackwardContext(const Plan& the_plan, const AttentionInputs& in
     segment_tasks = problem.heads_kv * rpb_slots;
     rpb_sums.assign(static_cast<std::size_t>(problem.heads * rpb_slots * table), 0.0);
   }
+  if (b.relay) past = std::vector<std::atomic<int>>(static_cast<std::size_t>(segment_tasks));
   const bool key_gradients = out.key || out.value;
   if (key_gradients && b.border_blocks > 0) border_tasks = blocks.total() * problem.heads_kv;
   if (problem.additional_tokens > 0 && (out.additional_keys || out.additional_values)) {

@@ -4,11 +4,14 @@
 // sums their dQ over all key blocks they see. Where all queries of a key block lie in the segment, the same visit also
 // sums the block's dK and dV: five products per pair. Key blocks seen from several segments are *border* tasks of their
 // own, which compute scores once more: seven products per pair there. One segment per head is the classic single pass;
-// more segments buy parallelism and bounded scratch. Every sum has one owner and one order, so results are bit-exact from
-// run to run; dQ, dK and dV also do not depend on how queries were cut into segments.
+// more segments buy parallelism and bounded scratch. Where heads are few and all segments see most keys, they *relay* key
+// blocks instead: a segment adds its part to the sums that the one before left in the output, once that one is past the
+// block; five products per pair, and the threads run one block apart. Every sum has one order, so results are bit-exact
+// from run to run; dQ, dK and dV also do not depend on how queries were cut into segments.
 #ifndef VICUS_CPU_BACKWARD_H_
 #define VICUS_CPU_BACKWARD_H_
 
+#include <atomic>
 #include <vector>
 
 #include "core/domain.h"
@@ -21,10 +24,11 @@ namespace vicus::cpu {
 /// Query tiles of one segment of one key/value head.
 [[nodiscard]] std::int64_t segment_tile_count(const BackwardPlan& plan);
 
-/// Whether one segment of `segment_queries` holds all queries of one axis that see a key block: then that segment sums the
-/// block's gradients, otherwise the block is a border block. Planner and both kinds of task ask here.
-[[nodiscard]] inline bool in_one_segment(geometry::Span seen_by, int segment_queries) {
-  return !seen_by.empty() && seen_by.begin / segment_queries == (seen_by.end - 1) / segment_queries;
+/// Whether segments of `segment_queries` sum the gradients of a key block that these queries of one axis see: one that
+/// holds them all or, with a relay, one after the other. Otherwise it is a border block. Planner and both kinds of task
+/// ask here.
+[[nodiscard]] inline bool in_segments(geometry::Span seen_by, int segment_queries, bool relay) {
+  return !seen_by.empty() && (relay || seen_by.begin / segment_queries == (seen_by.end - 1) / segment_queries);
 }
 
 struct BackwardContext {
@@ -44,6 +48,9 @@ struct BackwardContext {
   CellTasks segments, blocks;
   std::int64_t additional_blocks = 0;
   std::int64_t segment_tasks = 0, border_tasks = 0, additional_tasks = 0;
+  /// With a relay, of each segment task: key blocks before this one are done. Tasks begin in their order, so a segment waits
+  /// for none that has not begun.
+  std::vector<std::atomic<int>> past;
   [[nodiscard]] std::int64_t tasks() const { return segment_tasks + border_tasks + additional_tasks; }
 
   /// Gradient of rpb: each slot owns a float64 table [group][rpb] and every slots-th segment of its key/value head, in

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <variant>
 
 #include "cpu/backward.h"
 #include "cpu/planner_parts.h"
@@ -15,6 +16,11 @@ namespace {
 constexpr std::size_t kBlockBytes = 512 << 10;
 /// Bytes of dQ sums of one segment: with the rest of the scratch it stays below 4 MiB for common sizes.
 constexpr double kSegmentBytes = 3.2 * (1 << 20);
+
+/// Blocks that a relay cuts the keys into, and the fewest keys of one.
+constexpr int kRelayBlocks = 32, kLeastRelayKeys = 64;
+/// What a segment of a relay costs besides its pairs, in queries: it packs all keys, and takes and gives back their sums.
+constexpr double kRelayQueries = 20;
 
 /// Extents of key blocks: grown on the axis where a tile's hull spans most blocks, so that few blocks are visited.
 Position block_extent(const geometry::Grid& grid, const QueryTile& tile, int most) {
@@ -40,17 +46,17 @@ Position block_extent(const geometry::Grid& grid, const QueryTile& tile, int mos
   return e;
 }
 
-/// Key blocks of one axis whose queries lie in one segment: how many, and their share of the pairs.
+/// Key blocks of one axis whose gradients segments sum: how many, and their share of the pairs.
 struct Interior {
   double blocks = 0, all_blocks = 0, pairs = 0, all_pairs = 0;
 };
-Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries) {
+Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries, bool relay) {
   Interior n;
   for (int k = 0; k < axis.keys; k += kv_block) {
     const Span block = {k, geometry::lo(k + kv_block, axis.keys)};
     const Span seen_by = geometry::queries_of(axis, block);
     const double pairs = static_cast<double>(block.size()) * seen_by.size();
-    const bool inside = in_one_segment(seen_by, segment_queries);
+    const bool inside = in_segments(seen_by, segment_queries, relay);
     n.all_blocks += 1;
     n.all_pairs += pairs;
     n.blocks += inside ? 1 : 0;
@@ -59,14 +65,37 @@ Interior interior(const geometry::Axis& axis, int kv_block, int segment_queries)
   return n;
 }
 
-/// Share of pairs in key blocks that lie inside one segment, for the largest cell.
+/// Share of pairs in key blocks whose gradients segments sum, for the largest cell.
 double interior_share(const geometry::Grid& grid, const BackwardPlan& b, int head_tiles) {
   double share = b.segment_heads < head_tiles ? 0 : 1;
   for (std::size_t a = 0; a < 3; ++a) {
-    const Interior n = interior(grid.axis[a], b.kv_block[a], b.segment[a] * b.tile.extent[a]);
+    const Interior n = interior(grid.axis[a], b.kv_block[a], b.segment[a] * b.tile.extent[a], b.relay);
     share *= n.all_pairs > 0 ? n.pairs / n.all_pairs : 1;
   }
   return share;
+}
+
+/// Whether segments can hand key blocks on: along one axis, as sums that the output holds exactly and, for the order of
+/// sums to be that of one segment, of one tile of heads.
+bool can_relay(const Problem& p, int head_tiles) {
+  return p.rank() == 1 && (p.dtype == DType::float32 || p.dtype == DType::float64) && !p.rpb && head_tiles == 1;
+}
+/// Keys of a block that is handed on: few, for all threads but the first wait for their first one.
+int relay_block(const geometry::Grid& grid) { return std::max(grid.axis[2].keys / kRelayBlocks, kLeastRelayKeys); }
+
+/// What the busiest of `threads` does, relative to the mean, with `tasks` segments, `pieces` of each head. Those of a causal
+/// mask do not take equally long.
+double rounds_of(const Problem& p, double threads, double tasks, double pieces) {
+  const auto* dense = std::get_if<Dense>(&p.mask);
+  const bool uneven = pieces > 1 && dense != nullptr && dense->causal != Causal::none;
+  return std::ceil(tasks / threads) * threads / tasks + (uneven ? threads / tasks : 0);
+}
+
+/// Products per pair, as the threads share them, with a relay of segments of so many queries, `tasks` in all: at first all
+/// threads but one wait for a block.
+double relay_cost(const geometry::Grid& grid, int queries, double threads, double tasks, double rounds) {
+  const double blocks = std::max(1, grid.axis[2].keys / relay_block(grid));
+  return 5 * (rounds + (threads - 1) / blocks * threads / tasks) * (1 + kRelayQueries / queries);
 }
 
 /// Segments: the cut with the least time of all threads, 3 products per pair for dQ, 2 more inside, 4 more outside.
@@ -100,15 +129,22 @@ void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& gr
     const double bytes = static_cast<double>(segment_tile_count(trial)) * tile_bytes;
     const bool fits = bytes <= kSegmentBytes;
     if (any_fits && !fits) continue;
-    double tasks = static_cast<double>(cells * p.heads_kv);
-    for (std::size_t a = 0; a < 3; ++a) tasks *= geometry::ceil_div(tiles[a], cut[a]);
-    const double rounds = std::ceil(tasks / plan.threads) * plan.threads / tasks;
+    double pieces = 1;
+    for (std::size_t a = 0; a < 3; ++a) pieces *= geometry::ceil_div(tiles[a], cut[a]);
+    const double tasks = pieces * static_cast<double>(cells * p.heads_kv);
+    const double rounds = rounds_of(p, plan.threads, tasks, pieces);
     const double share = interior_share(grid, trial, head_tiles);
-    const double cost = (3 + 2 * share) * rounds + 4 * (1 - share);
+    double cost = (3 + 2 * share) * rounds + 4 * (1 - share);
+    const double relayed = can_relay(p, head_tiles)
+                               ? relay_cost(grid, cut[2] * b.tile.extent[2], plan.threads, tasks, rounds)
+                               : std::numeric_limits<double>::infinity();
+    const bool relay = share < 1 && relayed < cost;
+    if (relay) cost = relayed;
     const double measure = fits ? cost : bytes * 1e3;  // nothing fits: the smallest
     if (measure < best || (fits && !any_fits)) {
       best = measure;
       chosen = cut;
+      b.relay = relay && fits;
     }
     any_fits = any_fits || fits;
   }
@@ -130,6 +166,7 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
   const int most = packed_keys(2 * width * element, kBlockBytes, 64);
   b.kv_block = block_extent(grid, b.tile, std::min(most, 512));
   choose_segments(plan, b, grid, cells);
+  if (b.relay) b.kv_block[2] = even_extent(grid.axis[2].keys, std::min(b.kv_block[2], relay_block(grid)));
   double segments = 0, blocks_in = 0, blocks_all = 0;
   for (const Family& family : list) {
     segments += family.sum([&](int a, const geometry::Axis& axis) {
@@ -139,7 +176,7 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
     const auto count = [&](bool inside) {
       return family.sum([&](int a, const geometry::Axis& axis) {
         const auto n = static_cast<std::size_t>(a);
-        const Interior i = interior(axis, b.kv_block[n], b.segment[n] * b.tile.extent[n]);
+        const Interior i = interior(axis, b.kv_block[n], b.segment[n] * b.tile.extent[n], b.relay);
         return inside ? i.blocks : i.all_blocks;
       });
     };
