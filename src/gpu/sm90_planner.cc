@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/families.h"
+#include "gpu/box_counts.h"
 #include "gpu/planner.h"
 #include "gpu/sm90_args.h"
 #include "gpu/sm90_shapes.h"
@@ -44,48 +45,6 @@ std::vector<Extent> boxes_of(int rank, int volume) {
     }
   }
   return list;
-}
-
-/// Of one axis, summed over tiles of queries: key tiles of the hull, and of one warpgroup's box (the mean over boxes) key
-/// tiles that it sees and those that all of it sees. And key tiles of the largest hull.
-struct Counts {
-  double hull = 0, seen = 0, whole = 0, most = 0;
-  Counts& operator+=(const Counts& c) {
-    hull += c.hull;
-    seen += c.seen;
-    whole += c.whole;
-    most = std::max(most, c.most);
-    return *this;
-  }
-};
-
-Counts operator*(const Counts& a, const Counts& b) {
-  return {a.hull * b.hull, a.seen * b.seen, a.whole * b.whole, a.most * b.most};
-}
-Counts operator*(double n, const Counts& a) { return {n * a.hull, n * a.seen, n * a.whole, a.most}; }
-
-Counts count_tiles(const geometry::Axis& axis, int tile_q, int parts, int tile_kv) {
-  Counts n;
-  const int extent = tile_q / parts;
-  for (int q = 0; q < axis.queries; q += tile_q) {
-    const geometry::Span tile = {q, geometry::lo(q + tile_q, axis.queries)};
-    const geometry::Span keys = geometry::hull(axis, tile);
-    if (keys.empty()) continue;
-    const int of_hull = geometry::ceil_div(keys.size(), tile_kv);
-    n.hull += of_hull;
-    n.most = std::max<double>(n.most, of_hull);
-    for (int part = tile.begin; part < tile.end; part += extent) {
-      const geometry::Span box = {part, geometry::lo(part + extent, tile.end)};
-      const geometry::Span seen = geometry::hull(axis, box), whole = geometry::core(axis, box);
-      if (seen.empty()) continue;
-      const int met = (seen.end - 1 - keys.begin) / tile_kv - (seen.begin - keys.begin) / tile_kv + 1;
-      n.seen += 1.0 / parts * met;
-      const int first = geometry::ceil_div(geometry::hi(whole.begin - keys.begin, 0), tile_kv);
-      const int past = geometry::hi(whole.end - keys.begin, 0) / tile_kv;
-      n.whole += 1.0 / parts * geometry::hi(past - first, 0);
-    }
-  }
-  return n;
 }
 
 class BoxSearch {
@@ -176,15 +135,17 @@ class BoxSearch {
     Extent rows = box;
     rows.at(static_cast<std::size_t>(axis)) *= shape.warpgroups;
     if (!wanted(rows, tile_q_)) return;
+    const BoxCounts::Axes axes = counts_.of_rows(rows, axis, shape.warpgroups);
+    const double row_tiles = tiles(rows);
     Found found;
     // The kernel for dK and dV has dS of whole slabs; those for one of them do not.
     const int step = of_keys() && shape.second_stages == 0 ? 32 : 16;
     for (int count = shape.most_columns; count >= shape.least_columns; count -= step) {
-      for (const Extent& columns : boxes_of(p_.rank(), count)) {
+      for (const Extent& columns : boxes(count)) {
         if (!loadable(columns) || !wanted(columns, tile_kv_)) continue;
         k.tile.extent = of_keys() ? columns : rows;
         k.kv_tile = of_keys() ? rows : columns;
-        consider(shape, k, rows, columns, found);
+        consider(shape, k, counts_.total(axes, columns), row_tiles, columns, found);
       }
     }
     if (found.kernel.tile.rows > 0) found_.push_back(found);
@@ -192,13 +153,13 @@ class BoxSearch {
 
   [[nodiscard]] bool of_keys() const { return has_boxes_of_keys(kernel_); }
 
-  void consider(const BoxShape& shape, GpuKernelPlan& k, const Extent& rows, const Extent& columns, Found& found) {
+  void consider(const BoxShape& shape, GpuKernelPlan& k, const Counts& n, double row_tiles, const Extent& columns,
+                Found& found) {
     const int count = columns[0] * columns[1] * columns[2];
-    const Counts n = total(k.stack_axis, shape.warpgroups, rows, columns);
     const std::int64_t group = p_.heads / p_.heads_kv;
     const double heads =
         static_cast<double>(p_.heads_kv) * std::ceil(static_cast<double>(group) / k.tile.heads);  // tiles along them
-    const double blocks = tiles(rows) * (of_keys() ? static_cast<double>(p_.heads_kv) : heads);
+    const double blocks = row_tiles * (of_keys() ? static_cast<double>(p_.heads_kv) : heads);
     const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
     const double work =
@@ -242,36 +203,18 @@ class BoxSearch {
     found.kernel = k;
   }
 
-  Counts total(int stack_axis, int warpgroups, const Extent& rows, const Extent& columns) {
-    Counts sum;
-    for (std::size_t f = 0; f < families_.size(); ++f) {
-      Counts product{families_[f].cells, families_[f].cells, families_[f].cells, 1};
-      for (std::size_t a = 0; a < 3; ++a) {
-        const int parts = static_cast<int>(a) == stack_axis ? warpgroups : 1;
-        product = product * on_axis(f, a, rows[a], parts, columns[a]);
-      }
-      sum += product;
-    }
-    return sum;
-  }
-
-  const Counts& on_axis(std::size_t f, std::size_t a, int tile_q, int parts, int tile_kv) {
-    const auto [place, added] = known_.try_emplace({f, a, tile_q, parts, tile_kv});
-    if (added) {
-      for (const auto& c : families_[f].axes[a]) {
-        place->second += c.count * count_tiles(c.axis, tile_q, parts, tile_kv);
-      }
-    }
+  const std::vector<Extent>& boxes(int volume) {
+    const auto [place, added] = boxes_.try_emplace(volume);
+    if (added) place->second = boxes_of(p_.rank(), volume);
     return place->second;
   }
 
   double tiles(const Extent& q) const {
+    const auto of = [&](int a, const geometry::Axis& axis) {
+      return static_cast<double>(geometry::ceil_div(axis.queries, q.at(static_cast<std::size_t>(a))));
+    };
     double n = 0;
-    for (const Family& family : families_) {
-      n += family.sum([&](int a, const geometry::Axis& axis) {
-        return static_cast<double>(geometry::ceil_div(axis.queries, q.at(static_cast<std::size_t>(a))));
-      });
-    }
+    for (const Family& family : families_) n += family.sum(of);
     return n;
   }
 
@@ -280,8 +223,9 @@ class BoxSearch {
   Kernel kernel_;
   bool adds_;
   std::vector<Family> families_ = families(p_);
+  BoxCounts counts_{families_};
   Extent dilation_{1, 1, 1}, longest_{}, tile_q_{}, tile_kv_{};  // longest: axes of queries
-  std::map<std::tuple<std::size_t, std::size_t, int, int, int>, Counts> known_;
+  std::map<int, std::vector<Extent>> boxes_;
   std::vector<Found> found_;
 };
 
