@@ -68,10 +68,11 @@ struct CarefulRow {
   // The output feature by feature, after the last key. Returns the logsumexp.
   template <class Store>
   __device__ __forceinline__ float finish(const Store& store) const {
+    const float factor = sum == 0 ? 0.0f : 1.0f / sum;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const int f = threadIdx.x % 32 + 32 * i;
-      if (f < kHeadDimV) store(f, sum == 0 ? 0.0f : out[i] / sum);
+      if (f < kHeadDimV) store(f, out[i] * factor);
     }
     return sum == 0 ? -1.0f / 0.0f : (top + log2_approx(sum)) * 0.693147180559945f;
   }

@@ -54,7 +54,7 @@ __device__ __forceinline__ void careful_gradients(const BackwardArgs& args, cons
   };
   Box seen;
   for (int a = 0; a < 3; ++a) {
-    const Axis& axis = cell.grid.axis[a];
+    const Axis axis = axis_of(cell, a);
     const Span one = {row.at[a], row.at[a] + 1};
     seen.axis[a] = a < kFirstAxis ? Span{0, 1} : kOfKey ? geometry::queries_of(axis, one) : geometry::hull(axis, one);
   }

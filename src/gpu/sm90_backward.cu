@@ -33,9 +33,9 @@ struct Attend {
   float lse[2] = {}, delta[2] = {};  // of the rows, where those are queries
   Ring ring, before;
   SecondRing second, second_before;  // kApart
+  int met = 0;                       // tiles before the one at `ring`
   int buffer = 0;                    // that the next dS goes to, where there are two
-  u32 grads_phase = 0;               // kAdds: of the next dS
-  bool pending = false;              // dS (or P) of the tile at `before` waits for its product
+  bool pending = false;  // dS (or P) of the tile at `before` waits for its product; kAdds: always, zeros at first
 
   // Rows of this thread: this one and 8 more.
   __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
@@ -53,7 +53,7 @@ struct Attend {
       if (line < 0 || line >= box_extent(a)) continue;
       const int at = origin.at[a] + line;
       const bool exists = at < smem.rows.tile.box.axis[a].end;
-      smem.seen[warpgroup][thread] = exists ? columns_of_any(smem.rows.cell.grid.axis[a], {at, at + 1}) : Span{0, 0};
+      smem.seen[warpgroup][thread] = exists ? columns_of_row(axis_of(smem.rows.cell, a), at) : Span{0, 0};
     }
     barrier_sync(kShown + warpgroup, kWarpgroupThreads);
     if constexpr (kOfQueries) {
@@ -117,10 +117,15 @@ struct Attend {
     }
   }
 
+  // kAdds: of the barriers of the dS of this tile; of that before it, the other one.
+  __device__ __forceinline__ u32 grads_phase() const { return ~met & 1; }
+
   // dS to shared memory, as operand of its product.
   __device__ __forceinline__ void put_grads() {
-    if constexpr (kAdds) mbarrier_wait(smem_address(&smem.grads_empty), grads_phase ^ 1);
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane % 16;
+    if constexpr (kAdds) mbarrier_wait(smem_address(&smem.grads_empty), grads_phase() ^ 1);
+    // Where masks take registers, places are worked out again for every tile.
+    const u32 thread = kCopies == Copies::asked ? threadIdx.x : anew(threadIdx.x);
+    const int lane = thread % 32, row = thread / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; n += 2) {
       const u16* slab = smem.grad_scores[buffer][warpgroup][n * 8 / kSlab];
@@ -137,7 +142,6 @@ struct Attend {
     if constexpr (kAdds) {
       fence_proxy_async();
       arrive(smem.grads_full);
-      grads_phase ^= 1;
     } else {
       show_products(kShown + warpgroup);
       buffer ^= 1;
@@ -152,7 +156,7 @@ struct Attend {
   // The sums of the tile before, in flight.
   __device__ __forceinline__ void start_pending() {
     if constexpr (kAdds) {
-      mbarrier_wait(smem_address(&smem.grads_full), grads_phase ^ 1);
+      mbarrier_wait(smem_address(&smem.grads_full), grads_phase() ^ 1);
       p.start_query_sums();
     }
     if constexpr (kSumsFirst) {
@@ -166,7 +170,7 @@ struct Attend {
   __device__ __forceinline__ void put_queries() {
     hold(p.queries);
     arrive(smem.grads_empty);
-    mbarrier_wait(smem_address(&smem.sums_empty), grads_phase);
+    mbarrier_wait(smem_address(&smem.sums_empty), grads_phase());
     put_query_sums(smem, p.queries, warpgroup);
     arrive(smem.sums_full);
   }
@@ -182,7 +186,7 @@ struct Attend {
     if constexpr (kSumsFirst) hold(p.first_out);
     else hold(p.second_out);
     if constexpr (!kSumsFirst) leave_second(second_before);
-    else if (!kAdds || pending) leave(before);
+    else if (!kAdds || met > 0) leave(before);
   }
 
   // What the rows of this thread see of the columns.
@@ -198,10 +202,18 @@ struct Attend {
     }
     see_keys(seen[0], seen[1], smem.tile[ring.stage].walk, args.additional, mask);
   }
+  __device__ __forceinline__ void hide_columns(float (&x)[kColumns / 2]) const {
+    ThreadMask mask;
+    see_columns(mask);
+    hide_keys(mask, 0.0f, x);
+  }
+  // Of the tile at `ring`: read where it is needed, registers are few.
+  __device__ __forceinline__ TileUse use() const { return smem.tile[ring.stage].use[warpgroup]; }
 
   // One tile. Its dS waits for its products with the next one.
   template <bool kPending, bool kMasked>
   __device__ __forceinline__ void step() {
+    constexpr bool kAsked = kCopies == Copies::asked;
     p.start_first(ring.stage);
     constexpr bool kAtOnce = kSumsFirst && !kSumsSecond;  // registers for dP beside S
     if constexpr (kAtOnce) {
@@ -214,7 +226,10 @@ struct Attend {
     wgmma_wait<(kPending ? 1 : 0) + (kAdds ? 1 : 0) + (kAtOnce ? 1 : 0)>();
     hold(p.scores);
     weigh(ring.stage);
-    if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
+    if constexpr (kSumsSecond) {  // otherwise P is only a factor of dS
+      if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
+      if (kAsked && use() == TileUse::masked) hide_columns(p.scores);
+    }
     hold(p.scores);
     if constexpr (kAdds) {
       wgmma_wait<kKeepsGrads ? 0 : 1>();  // packed P takes the registers of packed dS
@@ -247,6 +262,7 @@ struct Attend {
     hold(p.grads);
     differentiate(ring.stage);
     if constexpr (kMasked) hide_keys(mask, 0.0f, p.grads);
+    if (kAsked && use() == TileUse::masked) hide_columns(p.grads);
     if constexpr (kSumsBoth) {
       if constexpr (kPacksLate) p.start_second_sums(ring.stage);
       put_grads();
@@ -268,6 +284,16 @@ struct Attend {
     second_before = second;
   }
 
+  template <bool kPending>
+  __device__ __forceinline__ void step() {
+    if constexpr (kCopies != Copies::both) {
+      step<kPending, kCopies == Copies::masked>();
+    } else {
+      if (use() == TileUse::masked) step<kPending, true>();
+      else step<kPending, false>();
+    }
+  }
+
   // Columns past the end of a sequence become zeros.
   __device__ __forceinline__ void clear_others() const {
     const KeyWalk& walk = smem.tile[ring.stage].walk;
@@ -283,14 +309,18 @@ struct Attend {
   }
 
   __device__ __forceinline__ void run() {
-    const int tiles = smem.tiles;
-    if (kAdds && tiles > 0) put_no_grads();
-    for (int t = 0; t < tiles; ++t) {
-      mbarrier_wait(smem_address(&smem.full[ring.stage]), ring.phase);
-      const TileUse use = smem.tile[ring.stage].use[warpgroup];
-      if (use == TileUse::skip) {
+    if (kAdds && smem.tiles == 0) return;
+    if constexpr (kAdds) {
+      met = -1;
+      put_no_grads();
+    }
+    for (met = 0;; ++met) {
+      const bool end = met == smem.tiles;
+      if (!end) mbarrier_wait(smem_address(&smem.full[ring.stage]), ring.phase);
+      if (end || use() == TileUse::skip) {
         if (kAdds || pending) finish_pending();  // what comes next may need its stage
-        if constexpr (kAdds) {                   // others multiply this dS too
+        if (end) return;
+        if constexpr (kAdds) {  // others multiply this dS too
           put_no_grads();
           note_pending();
         } else {
@@ -300,18 +330,15 @@ struct Attend {
             leave_second(second);
           }
         }
-      } else if (use == TileUse::masked) {
-        if constexpr (kOthers) clear_others();
-        if (kAdds || pending) step<true, true>();
-        else step<false, true>();
       } else {
-        if (kAdds || pending) step<true, false>();
-        else step<false, false>();
+        if (kOthers && use() == TileUse::masked) clear_others();
+        if constexpr (kAdds) step<true>();
+        else if (pending) step<true>();
+        else step<false>();
       }
       ring.next();
       second.next();
     }
-    if (pending) finish_pending();
   }
 
   template <int kWidth>
@@ -363,6 +390,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sm90_backward(const __
   if (threadIdx.x == 32) smem.rows = row_tile(args);  // here, where it has registers
   __syncthreads();
   if (smem.rows.tile.box.empty()) return;
+  if (threadIdx.x < 32) note_columns(smem);
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (role == 0) {
     registers_down<kLoadRegisters>();

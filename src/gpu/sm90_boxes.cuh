@@ -54,6 +54,17 @@ __device__ __forceinline__ constexpr int box_extent(int axis) {
   return axis == kStackAxis ? kTileQ[axis] / kWarpgroups : kTileQ[axis];
 }
 
+// Copies of the code that are compiled for a tile. Both: one for tiles that all rows of a warpgroup see, one that makes masks
+// beside products. Masked: no tile fits into the windows of all rows, but perhaps at the edges of the layout. Asked: masks are
+// rare and cheap, one copy asks for them when it needs them.
+enum class Copies { both, masked, asked };
+__device__ constexpr Copies copies_of_step(bool rare) {
+  for (int a = kFirstAxis; a < 3 && !kDense; ++a) {
+    if (kStep[a] == 1 && kWindow[a] - (box_extent(a) - 1) < kTileKv[a]) return Copies::masked;
+  }
+  return rare ? Copies::asked : Copies::both;
+}
+
 // Where the box of a warpgroup starts.
 __device__ __forceinline__ Position box_origin(const QueryTile& tile, int warpgroup) {
   Position p;

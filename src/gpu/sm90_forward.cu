@@ -160,6 +160,11 @@ struct Attend {
     const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
     wgmma_wait<1>();
     hold(p.scores);
+    if (kCopies == Copies::asked && use == TileUse::masked) {
+      if (!noted) note_windows();
+      see_keys(&smem.seen[warpgroup][first_row()], smem.key_tile[ring.stage].walk, args.additional, mask);
+      hide_keys(mask, kNothing, p.scores);
+    }
     leave(smem.key_empty[ring.stage]);
     if constexpr (kMasked) hide_keys(mask, kNothing, p.scores);
     float factor[2];
@@ -190,7 +195,8 @@ struct Attend {
       wgmma_commit();  // in the place of sums
       for (;;) {
         give_turn(warpgroup);
-        if (use == TileUse::masked) weigh<true>();
+        if constexpr (kCopies != Copies::both) weigh<kCopies == Copies::masked>();
+        else if (use == TileUse::masked) weigh<true>();
         else weigh<false>();
         if (!find_tile()) break;
         take_turn(warpgroup);

@@ -15,6 +15,7 @@
 namespace vicus::gpu {
 
 constexpr int kColumns = kKeys;
+constexpr Copies kCopies = copies_of_step(kRank == 1);  // of a long line few tiles are masked
 constexpr int kStatisticsWarps = kColumns % 96 == 0   ? 3
                                  : kColumns % 64 == 0 ? 2
                                  : kColumns > 64      ? 3
@@ -42,14 +43,23 @@ __device__ __forceinline__ constexpr int seen_before(int axis) {
 }
 static_assert(!kAdds || (kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
 
-// What rows see: the columns of any of them, and those of all.
-__device__ __forceinline__ Span columns_of_any(const Axis& axis, Span rows) {
-  return kOfKeys ? geometry::queries_of(axis, rows) : geometry::hull(axis, rows);
-}
-__device__ __forceinline__ Span columns_of_all(const Axis& axis, Span rows) {
-  return kOfKeys ? geometry::queries_of_all(axis, rows) : geometry::core(axis, rows);
-}
 __device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
+// The columns that a row sees.
+__device__ __forceinline__ Span columns_of_row(const Axis& axis, int row) {
+  return kOfKeys ? geometry::queries_of(axis, {row, row + 1}) : geometry::window(axis, row);
+}
+// Those that any of the rows sees, or that all see: what a row sees begins and ends no earlier than what the one before sees.
+__device__ __forceinline__ Span columns_of_rows(const Axis& axis, Span rows, bool of_all) {
+  if (rows.empty()) return {0, 0};
+  Span span = {0, columns_of(axis)};
+#pragma unroll 1
+  for (int end = 0; end < 2; ++end) {
+    const Span one = columns_of_row(axis, (end == 0) == of_all ? rows.end - 1 : rows.begin);
+    if (end == 0) span.begin = one.begin;
+    else span.end = one.end;
+  }
+  return {span.begin, geometry::hi(span.begin, span.end)};
+}
 // Rows that are stored: padded keys, which nobody sees, too.
 __device__ __forceinline__ int rows_of(const BackwardArgs& args, const Axis& axis) {
   return kOfQueries ? axis.queries : kKeyLengths ? args.keys : axis.keys;
@@ -139,19 +149,19 @@ __device__ __forceinline__ void note_columns(Smem& smem) {
   const int lane = static_cast<int>(threadIdx.x);
   const int a = kFirstAxis + lane % kRank, which = lane / kRank - 1, w = which / 2;  // which: -1, of the block
   if (lane < kSpans) {
-    const Axis& axis = rows.cell.grid.axis[a];
+    Axis axis = rows.cell.grid.axis[a];
+    if constexpr (kRank == 1) axis = axis_of(rows.cell, 2);
+    else axis.band = false;
     const Span block = rows.tile.box.axis[a];
     const int extent = a == 2 ? box_extent(2) : a == 1 ? box_extent(1) : box_extent(0);
     const int begin = block.begin + (a == kStackAxis ? w * extent : 0);
     const Span box = {begin, begin + extent}, mine = geometry::intersect(box, block);
-    if (which < 0) {
-      smem.met.axis[a] = columns_of_any(axis, block);
-    } else if (which % 2 == 0) {
-      smem.any[w].axis[a] = columns_of_any(axis, mine);
-    } else {
-      // Rows that are none are masked: memory after the last may hold anything.
-      smem.all[w].axis[a] = mine == box && kBoxRows == kRows ? columns_of_all(axis, mine) : Span{0, 0};
-    }
+    const bool of_all = which >= 0 && which % 2 == 1;
+    Span columns = columns_of_rows(axis, which < 0 ? block : mine, of_all);
+    // Rows that are none are masked: memory after the last may hold anything.
+    if (of_all && (mine != box || kBoxRows != kRows)) columns = {0, 0};
+    if (which < 0) smem.met.axis[a] = columns;
+    else (of_all ? smem.all : smem.any)[w].axis[a] = columns;
   } else if (kRank < 3 && lane == 31) {
     for (int other = 0; other < kFirstAxis; ++other) smem.met.axis[other] = {0, 1};
   }
@@ -235,7 +245,6 @@ __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
   const BackwardArgs& b = args.backward;
   const RowTile& rows = smem.rows;
   const Cell& cell = rows.cell;
-  note_columns(smem);
   if (threadIdx.x != 0) return;
   smem.tiles = column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
   const int first_row = kOfKeys ? cell.first_key : cell.first_query;

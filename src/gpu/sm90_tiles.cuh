@@ -8,6 +8,8 @@ namespace vicus::gpu {
 
 constexpr bool kRagged = kPacked || kKeyLengths;  // rows that follow the last key of a sequence are those of others
 
+constexpr Copies kCopies = copies_of_step(kDense);
+
 // Which tile of queries: what costs divisions, done once by the thread that loads.
 struct TilePlace {
   CellPlace cell;

@@ -108,10 +108,12 @@ __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, const CellPla
 
 // An axis of a cell in shared memory: the compiler knows the window again.
 __device__ __forceinline__ Axis axis_of(const Cell& cell, int a) {
-  Axis axis = cell.grid.axis[a];
-  if constexpr (kDense) axis.band = true;
-  else axis = geometry::neighborhood_axis(axis.keys, kWindow[a], kStep[a], kCausal[a]);
-  return axis;
+  const Axis& axis = cell.grid.axis[a];
+  if constexpr (kDense) {
+    return geometry::band_axis(axis.queries, axis.keys, kBandLeft, kBandRight, axis.offset);
+  } else {
+    return geometry::neighborhood_axis(axis.keys, kWindow[a], kStep[a], kCausal[a]);
+  }
 }
 
 __device__ __forceinline__ Cell make_cell(const ForwardArgs& args, int index) {
