@@ -5,6 +5,7 @@ The extension holds the kernels and registers them with PyTorch when it is loade
 PyTorch since 2.10.
 """
 
+import atexit
 import functools
 import os
 import sys
@@ -52,6 +53,7 @@ def load() -> None:
     if not path.is_file():
         raise ImportError(f"{path} is missing; install vicus, or set VICUS_LIBRARY to a built extension")
     torch.ops.load_library(str(path))
+    atexit.register(torch.ops.vicus.end_ahead)  # threads that compile need what the end of a process tears down
     if torch.version.cuda:  # the compiler of GPU kernels that PyTorch's own wheels install
         packages = Path(torch.__file__).resolve().parents[1] / "nvidia"
         for folder in (f"cu{torch.version.cuda.split('.')[0]}", "cuda_nvrtc"):
@@ -109,4 +111,5 @@ def info() -> dict[str, Any]:
 LIB.define("build_info() -> str[]")
 LIB.define("gpu_head_dim(str dtype) -> int")
 LIB.define("nvrtc_directory(str directory) -> ()")
+LIB.define("end_ahead() -> ()")
 load()

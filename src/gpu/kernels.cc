@@ -6,6 +6,11 @@
 
 namespace vicus::gpu {
 
+bool can_align(const Problem& problem) {
+  const auto vector = static_cast<std::int64_t>(16 / dtype_size(problem.dtype));  // elements
+  return problem.head_dim % vector == 0 && problem.head_dim_v % vector == 0;
+}
+
 Kernels kernels_of(const Plan& plan, const Call& call) {
   const Problem& p = plan.problem;
   const GpuPlan& g = plan.gpu;
@@ -73,8 +78,7 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
 
 std::vector<Spec> kernels_of(const Plan& plan, const CallSet& calls) {
   const Problem& p = plan.problem;
-  const auto vector = static_cast<std::int64_t>(16 / dtype_size(p.dtype));  // elements
-  const bool can_align = p.head_dim % vector == 0 && p.head_dim_v % vector == 0;
+  const bool can_align = gpu::can_align(p);
   std::vector<Spec> list;
   const auto add = [&](const Call& call) {
     for (const Spec& spec : kernels_of(plan, call)) {

@@ -36,6 +36,9 @@ class Kernels {
   std::size_t count_ = 0;
 };
 
+/// Whether rows of whole tensors start at multiples of 16 bytes.
+[[nodiscard]] bool can_align(const Problem& problem);
+
 /// Those of one call.
 [[nodiscard]] Kernels kernels_of(const Plan& plan, const Call& call);
 

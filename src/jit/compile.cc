@@ -136,6 +136,16 @@ std::string cubin(const Source& source, Arch arch, CompileReport* report) {
   return finish(user_cache().get(name, [&] { return job.run(compiler, made.seconds); }, made.from_cache));
 }
 
+bool compiles_into_cache() {
+  static_cast<void>(prebuilt());  // and all that `cubin` uses is there
+  try {
+    static_cast<void>(nvrtc());
+  } catch (const Unsupported&) {
+    return false;
+  }
+  return !user_cache().directory().empty() && user_cache().limit_bytes() > 0;
+}
+
 void require_compiler(Arch arch) {
   const Nvrtc& compiler = nvrtc();
   if (compilable(compiler, arch, false) == arch) return;

@@ -31,6 +31,9 @@ struct CompileReport {
 /// `arch` compiles for the nearest before it of the same major version, which runs on it. Throws CompileError, or Unsupported where there is no compiler for it.
 [[nodiscard]] std::string cubin(const Source& source, Arch arch, CompileReport* report = nullptr);
 
+/// Whether there are a compiler and a cache that keeps what it makes.
+[[nodiscard]] bool compiles_into_cache();
+
 /// Throws Unsupported unless there is a compiler for exactly `arch`.
 void require_compiler(Arch arch);
 

@@ -9,7 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "gpu/ahead.h"
 #include "gpu/report.h"
+#include "jit/ahead.h"
 #include "jit/nvrtc.h"
 #include "torch/lengths.h"
 #include "torch/plans.h"
@@ -41,7 +43,13 @@ Dense dense_of(std::int64_t causal, std::int64_t window_left, std::int64_t windo
 
 std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& problem, const AttentionInputs& inputs,
                                        const Ints& options) {
-  const auto plan = plan_for(problem, plan_options(place, options, Pass::forward));
+  bool made = false;
+  const auto plan = plan_for(problem, plan_options(place, options, Pass::forward), &made);
+  if (made && place.cuda) {  // with a logsumexp, gradients are likely to follow
+    gpu::compile_gradients_ahead(*plan, inputs.rpb         ? inputs.rpb.dtype()
+                                        : inputs.attn_bias ? inputs.attn_bias.dtype()
+                                                           : DType::float32);
+  }
   Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
   Tensor logsumexp = empty(place, plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
   forward(*plan, inputs, written(output), written(logsumexp), stream_of(place));
@@ -367,6 +375,7 @@ std::vector<std::string> gpu_report(const Tensor& query, const Tensor& key, cons
 }
 
 void nvrtc_directory(const std::string& directory) { jit::set_nvrtc_directory(directory); }
+void end_ahead() { jit::end_ahead(); }
 
 // The operators that compute: the tensors say where.
 template <class Library>
@@ -398,4 +407,5 @@ STABLE_TORCH_LIBRARY_IMPL(vicus, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&vicus::binding::build_info));
   m.impl("gpu_head_dim", TORCH_BOX(&vicus::binding::gpu_head_dim));
   m.impl("nvrtc_directory", TORCH_BOX(&vicus::binding::nvrtc_directory));
+  m.impl("end_ahead", TORCH_BOX(&vicus::binding::end_ahead));
 }

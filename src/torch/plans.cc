@@ -26,12 +26,13 @@ class PlanCache {
  public:
   explicit PlanCache(std::size_t capacity) : capacity_(capacity) {}
 
-  std::shared_ptr<const Plan> get(const Problem& problem, const PlanOptions& options, int threads) {
+  std::shared_ptr<const Plan> get(const Problem& problem, const PlanOptions& options, int threads, bool* made) {
     if (auto plan = find(problem, options, threads)) return plan;
     auto plan = std::make_shared<const Plan>(choose_plan(problem, options));  // slow: not under the lock
     const std::lock_guard lock(mutex_);
     entries_.push_front({problem, options, threads, plan});
     if (entries_.size() > capacity_) entries_.pop_back();
+    if (made != nullptr) *made = true;
     return plan;
   }
 
@@ -107,10 +108,10 @@ PlanOptions plan_options(const Place& place, std::span<const std::int64_t> optio
   return result;
 }
 
-std::shared_ptr<const Plan> plan_for(const Problem& problem, const PlanOptions& options) {
+std::shared_ptr<const Plan> plan_for(const Problem& problem, const PlanOptions& options, bool* made) {
   static PlanCache plain(kPlans);
   static PlanCache with_lists(kPlansWithLists);
-  return (has_lists(problem) ? with_lists : plain).get(problem, options, cpu::max_threads());
+  return (has_lists(problem) ? with_lists : plain).get(problem, options, cpu::max_threads(), made);
 }
 
 }  // namespace vicus::binding

@@ -19,8 +19,9 @@ enum class Pass : std::uint8_t { forward, backward };
 [[nodiscard]] PlanOptions plan_options(const Place& place, std::span<const std::int64_t> options, Pass pass);
 
 /// The plan of `problem` on as many threads as PyTorch is set to now. Kept for later calls with the same arguments, up
-/// to a fixed number of plans; thread-safe.
-[[nodiscard]] std::shared_ptr<const Plan> plan_for(const Problem& problem, const PlanOptions& options);
+/// to a fixed number of plans; thread-safe. `made`, if given, becomes true where there was none.
+[[nodiscard]] std::shared_ptr<const Plan> plan_for(const Problem& problem, const PlanOptions& options,
+                                                   bool* made = nullptr);
 
 }  // namespace vicus::binding
 
