@@ -123,8 +123,7 @@ struct Attend {
   // dS to shared memory, as operand of its product.
   __device__ __forceinline__ void put_grads() {
     if constexpr (kAdds) mbarrier_wait(smem_address(&smem.grads_empty), grads_phase() ^ 1);
-    // Where masks take registers, places are worked out again for every tile.
-    const u32 thread = kCopies == Copies::asked ? threadIdx.x : anew(threadIdx.x);
+    const u32 thread = anew(threadIdx.x);  // registers are few: places are worked out again for every tile
     const int lane = thread % 32, row = thread / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; n += 2) {

@@ -148,21 +148,23 @@ struct Attend {
     p.start_sums(before.stage);
   }
 
+  // What the rows of this thread see of the tile at `ring`.
+  __device__ __forceinline__ void see_tile(ThreadMask& mask) {
+    if (!noted) note_windows();
+    see_keys(smem.seen[warpgroup][first_row()], smem.seen[warpgroup][first_row() + 8], smem.key_tile[ring.stage].walk,
+             args.additional, mask);
+  }
+
   // Scores of the tile at `ring`, in flight, to weights; with `pending`, sums of the tile before are in flight, too.
   template <bool kMasked>
   __device__ __forceinline__ void weigh() {
     ThreadMask mask;
-    if constexpr (kMasked) {
-      if (!noted) note_windows();
-      see_keys(smem.seen[warpgroup][first_row()], smem.seen[warpgroup][first_row() + 8], smem.key_tile[ring.stage].walk,
-               args.additional, mask);
-    }
+    if constexpr (kMasked) see_tile(mask);
     const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
     wgmma_wait<1>();
     hold(p.scores);
     if (kCopies == Copies::asked && use == TileUse::masked) {
-      if (!noted) note_windows();
-      see_keys(&smem.seen[warpgroup][first_row()], smem.key_tile[ring.stage].walk, args.additional, mask);
+      see_tile(mask);
       hide_keys(mask, kNothing, p.scores);
     }
     leave(smem.key_empty[ring.stage]);
