@@ -201,9 +201,10 @@ struct Attend {
     }
     see_keys(seen[0], seen[1], smem.tile[ring.stage].walk, args.additional, mask);
   }
-  __device__ __forceinline__ void hide_columns(float (&x)[kColumns / 2]) const {
-    ThreadMask mask;
-    see_columns(mask);
+  template <bool kMasked>
+  __device__ __forceinline__ void hide_columns(ThreadMask& mask, float (&x)[kColumns / 2]) const {
+    if (!kMasked && (kCopies == Copies::both || use() != TileUse::masked)) return;
+    if constexpr (kCopies == Copies::asked) see_columns(mask);
     hide_keys(mask, 0.0f, x);
   }
   // Of the tile at `ring`: read where it is needed, registers are few.
@@ -212,7 +213,6 @@ struct Attend {
   // One tile. Its dS waits for its products with the next one.
   template <bool kPending, bool kMasked>
   __device__ __forceinline__ void step() {
-    constexpr bool kAsked = kCopies == Copies::asked;
     p.start_first(ring.stage);
     constexpr bool kAtOnce = kSumsFirst && !kSumsSecond;  // registers for dP beside S
     if constexpr (kAtOnce) {
@@ -225,10 +225,7 @@ struct Attend {
     wgmma_wait<(kPending ? 1 : 0) + (kAdds ? 1 : 0) + (kAtOnce ? 1 : 0)>();
     hold(p.scores);
     weigh(ring.stage);
-    if constexpr (kSumsSecond) {  // otherwise P is only a factor of dS
-      if constexpr (kMasked) hide_keys(mask, 0.0f, p.scores);
-      if (kAsked && use() == TileUse::masked) hide_columns(p.scores);
-    }
+    if constexpr (kSumsSecond) hide_columns<kMasked>(mask, p.scores);  // otherwise P is only a factor of dS
     hold(p.scores);
     if constexpr (kAdds) {
       wgmma_wait<kKeepsGrads ? 0 : 1>();  // packed P takes the registers of packed dS
@@ -260,8 +257,7 @@ struct Attend {
     if constexpr (kPending && !kAtOnce) leave_pending();
     hold(p.grads);
     differentiate(ring.stage);
-    if constexpr (kMasked) hide_keys(mask, 0.0f, p.grads);
-    if (kAsked && use() == TileUse::masked) hide_columns(p.grads);
+    hide_columns<kMasked>(mask, p.grads);
     if constexpr (kSumsBoth) {
       if constexpr (kPacksLate) p.start_second_sums(ring.stage);
       put_grads();
@@ -285,12 +281,9 @@ struct Attend {
 
   template <bool kPending>
   __device__ __forceinline__ void step() {
-    if constexpr (kCopies != Copies::both) {
-      step<kPending, kCopies == Copies::masked>();
-    } else {
-      if (use() == TileUse::masked) step<kPending, true>();
-      else step<kPending, false>();
-    }
+    if constexpr (kCopies != Copies::both) step<kPending, kCopies == Copies::masked>();
+    else if (use() == TileUse::masked) step<kPending, true>();
+    else step<kPending, false>();
   }
 
   // Columns past the end of a sequence become zeros.
@@ -309,10 +302,8 @@ struct Attend {
 
   __device__ __forceinline__ void run() {
     if (kAdds && smem.tiles == 0) return;
-    if constexpr (kAdds) {
-      met = -1;
-      put_no_grads();
-    }
+    met = -1;
+    if constexpr (kAdds) put_no_grads();
     for (met = 0;; ++met) {
       const bool end = met == smem.tiles;
       if (!end) mbarrier_wait(smem_address(&smem.full[ring.stage]), ring.phase);
@@ -331,8 +322,7 @@ struct Attend {
         }
       } else {
         if (kOthers && use() == TileUse::masked) clear_others();
-        if constexpr (kAdds) step<true>();
-        else if (pending) step<true>();
+        if (kAdds || pending) step<true>();
         else step<false>();
       }
       ring.next();
