@@ -15,7 +15,10 @@
 namespace vicus::gpu {
 
 constexpr int kColumns = kKeys;
-constexpr Copies kCopies = copies_of_step(kRank == 1);  // of a long line few tiles are masked
+// Of a long line few tiles are masked. One kernel for all gradients has no registers left to keep a mask of 128 columns.
+constexpr Copies kCopies = kOfKeys && kAddQueries && kColumns > 64 && copies_of_step(false) == Copies::masked
+                               ? Copies::asked
+                               : copies_of_step(kRank == 1);
 constexpr int kStatisticsWarps = kColumns % 96 == 0   ? 3
                                  : kColumns % 64 == 0 ? 2
                                  : kColumns > 64      ? 3
