@@ -117,9 +117,9 @@ class BoxSearch {
 
   void consider(const BoxShape& shape, const Extent& box, int heads, int axis) {
     if (!loadable(box)) return;
-    // The last warpgroup would have no rows.
-    const bool idle =
-        (shape.warpgroups - 1) * box.at(static_cast<std::size_t>(axis)) >= longest_.at(static_cast<std::size_t>(axis));
+    // The last warpgroup would have no rows, where there are any.
+    const int length = longest_.at(static_cast<std::size_t>(axis));
+    const bool idle = length > 0 && (shape.warpgroups - 1) * box.at(static_cast<std::size_t>(axis)) >= length;
     if (idle && kernel_ == Kernel::sm90_forward && tile_q_ == Extent{}) return;
     GpuKernelPlan k;
     k.family = GpuKernels::warpgroups;

@@ -93,6 +93,17 @@ TEST(Boxes, WorkIsCountedExactly) {
   }
 }
 
+TEST(Boxes, ProblemsWithoutTokensHavePlans) {
+  for (Problem p : {dense_problem(100, 100), dense_problem(1, 100), dense_problem(0, 100),
+                    problem_of({50, 60}, {.kernel_size = 7}), problem_of({5, 6, 7}, {.kernel_size = 3})}) {
+    if (p.queries() > 0) p.batch = 0;
+    const Plan plan = choose_plan(p, {.engine = Engine::sm90, .gpu = kH100});
+    EXPECT_EQ(plan.gpu.forward.family, GpuKernels::warpgroups);
+    EXPECT_EQ(plan.gpu.forward.blocks, 0);
+    EXPECT_GT(plan.gpu.backward.keys.tile.rows, 0);
+  }
+}
+
 TEST(Boxes, WhatTheEngineTakes) {
   const auto refused = [](const Problem& p, const std::string& part) {
     const std::string why = supports(p, Engine::sm90);
