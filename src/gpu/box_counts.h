@@ -103,11 +103,13 @@ class BoxCounts {
   static const Counts& on_axis(const Classes& classes, Axis& axis, int tile_kv) {
     const auto n = static_cast<std::size_t>(tile_kv);
     if (axis.of.size() <= n) axis.of.resize(n + 1);
-    if (!axis.of[n]) {
-      axis.of[n].emplace();
-      for (const auto& c : classes) *axis.of[n] += c.count * count_tiles(c.axis, axis.tile_q, axis.parts, tile_kv);
+    std::optional<Counts>& known = axis.of[n];
+    if (!known) {
+      Counts sum;
+      for (const auto& c : classes) sum += c.count * count_tiles(c.axis, axis.tile_q, axis.parts, tile_kv);
+      known = sum;
     }
-    return *axis.of[n];
+    return *known;
   }
 
   const std::vector<Family>& families_;

@@ -2,11 +2,11 @@
 #include "jit/ahead.h"
 
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <string>
@@ -46,7 +46,7 @@ bool from_cache(const Source& source) {
 
 class AheadTest : public ::testing::Test {
  protected:
-  ~AheadTest() override { ::unsetenv("FAKE_NVRTC_SLEEP"); }
+  void TearDown() override { ::unsetenv("FAKE_NVRTC_SLEEP"); }
   static void slow(const char* milliseconds) { ::setenv("FAKE_NVRTC_SLEEP", milliseconds, 1); }
   const int before = compilations();
 };
