@@ -150,10 +150,14 @@ class ForwardTask {
     const int origin = hull.axis[axis].begin;
     int packed = origin;  // lines before are packed
     TileState<T>& s = states_[0];
+    Tile next = tile_of(cell, 0);
     for (int t = 0; t < tiles_; ++t) {
-      s.tile = tile_of(cell, t);
+      s.tile = next;
       begin_tile(cell, s);
-      if (t + 1 < tiles_) fetch_tile(c_.in.query, query_map_, tile_of(cell, t + 1), p_.head_dim);
+      if (t + 1 < tiles_) {
+        next = tile_of(cell, t + 1);
+        fetch_tile(c_.in.query, query_map_, next, p_.head_dim);
+      }
       while (packed < s.hull.axis[axis].end) {  // up to the end of the ring, then from its start
         const int row = (packed - origin) * line % ring_;
         Box lines = hull;

@@ -203,9 +203,8 @@ inline constexpr int kFetchAhead = 24;
 
 HWY_INLINE void fetch_row(const void* row, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const std::byte*>(row) + i, 0, 2);
-  asm volatile(""
-               :
-               : "r"(row));  // GCC takes a function that only prefetches for one without effect, and drops its calls
+  // GCC takes a function that only prefetches for one without effect, and drops its calls.
+  asm volatile("" : : "r"(row));
 }
 
 // Rows of `box` into the panel from row `row`, row-major. Returns whether all values were finite.
