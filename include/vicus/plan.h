@@ -94,10 +94,11 @@ struct ForwardPlan {
   std::array<int, 3> stack{1, 1, 1};  ///< tiles per axis that share packed keys
   int stack_heads = 1;                ///< tiles along the heads of a group that share packed keys
   bool rolling = false;               ///< packed keys are a ring of lines that moves with the tiles of a stack
-  int pack_keys = 0;                  ///< most keys packed at once
-  int chunk_keys = 0;                 ///< most keys between two softmax updates
-  std::int64_t tasks = 0;             ///< independent units of work
-  std::size_t scratch_bytes = 0;      ///< per thread
+  int fold_axis = -1;             ///< of three: keys a window apart on it share scores where no query sees both; or -1
+  int pack_keys = 0;              ///< most keys packed at once
+  int chunk_keys = 0;             ///< most keys between two softmax updates
+  std::int64_t tasks = 0;         ///< independent units of work
+  std::size_t scratch_bytes = 0;  ///< per thread
   Work work;
 };
 
@@ -112,6 +113,7 @@ struct BackwardPlan {
   int segment_heads = 1;           ///< and tiles along the heads of a group
   std::int64_t segments = 0;       ///< tasks that sum query gradients, and key gradients where they hold all queries
   bool relay = false;              ///< segments hand the sums of a key block on to the next one that sees it
+  bool keep_queries = false;       ///< a segment keeps its tiles packed from one key block to the next
   std::int64_t border_blocks = 0;  ///< key blocks that no segment sums: tasks that do
   std::size_t scratch_bytes = 0;   ///< per thread
   Work work;                       ///< border blocks are computed twice: tile_pairs counts the extra 2 of 5 products

@@ -55,14 +55,9 @@ Json to_json(const Work& work) {
 }
 
 Json to_json(const ForwardPlan& plan) {
-  return {{"tile", to_json(plan.tile)},
-          {"stack", plan.stack},
-          {"stack_heads", plan.stack_heads},
-          {"rolling", plan.rolling},
-          {"pack_keys", plan.pack_keys},
-          {"chunk_keys", plan.chunk_keys},
-          {"tasks", plan.tasks},
-          {"scratch_bytes", plan.scratch_bytes},
+  return {{"tile", to_json(plan.tile)},    {"stack", plan.stack},         {"stack_heads", plan.stack_heads},
+          {"rolling", plan.rolling},       {"fold_axis", plan.fold_axis}, {"pack_keys", plan.pack_keys},
+          {"chunk_keys", plan.chunk_keys}, {"tasks", plan.tasks},         {"scratch_bytes", plan.scratch_bytes},
           {"work", to_json(plan.work)}};
 }
 
@@ -76,6 +71,7 @@ Json to_json(const BackwardPlan& plan) {
           {"segment_heads", plan.segment_heads},
           {"segments", plan.segments},
           {"relay", plan.relay},
+          {"keep_queries", plan.keep_queries},
           {"border_blocks", plan.border_blocks},
           {"scratch_bytes", plan.scratch_bytes},
           {"work", to_json(plan.work)}};

@@ -40,12 +40,12 @@ struct Visit {
   }
 };
 
-// Calls `each(start, done, n)` for the packed keys of a chunk: `n` adjacent rows from `start`, chunk positions from `done`.
+// Calls `each(run, done)` for the packed keys of a chunk: chunk positions from `done`.
 template <class Each>
 HWY_INLINE void for_each_run(const Run* runs, int count, const Each& each) {
   int done = 0;
   for (int r = 0; r < count; ++r) {
-    each(runs[r].start, done, runs[r].len);
+    each(runs[r], done);
     done += runs[r].len;
   }
 }
@@ -67,10 +67,8 @@ HWY_INLINE void for_each_chunk(const Visit& visit, int most, const Each& each) {
     Run rest = visit.runs[r];
     while (rest.len > 0) {
       const int n = geometry::lo(rest.len, extent - keys);
-      chunk[used++] = {rest.start, n};
+      chunk[used++] = rest.take(n);
       keys += n;
-      rest.start += n;
-      rest.len -= n;
       if (keys == extent || used == kMaxChunkRuns) flush();
     }
   }
@@ -134,7 +132,7 @@ void add_attn_bias(const ConstTensorView& mask, std::int64_t batch, const Tile& 
 }
 
 // The sums of gemm-inl.h where a row of the summed operand is not finite: pairs that are not seen must not reach the
-// result, and 0 * NaN would. Slow, and rare.
+// result, and 0 * NaN would. Slow, and rare: no keys share scores here.
 //
 // lanes[f][lane] += sum over keys that the lane sees of panel[key][f] * weight[key][lane]
 template <class T>
@@ -142,15 +140,15 @@ void careful_lanes_add(const Panel<T>& panel, const Run* runs, int run_count, co
                        const std::uint64_t* masks, int rows, T* lanes) {
   const hn::ScalableTag<T> d;
   constexpr std::size_t N = kLanes<T>;
-  for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
-    for (int k = 0; k < n; ++k) {
+  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
+    for (int k = 0; k < run.len; ++k) {
       for (std::size_t first = 0; first < static_cast<std::size_t>(rows); first += N) {
         const auto seen = lanes_of(d, masks[done + k], first);
         const auto w = hn::LoadU(d, weight + static_cast<std::size_t>((done + k) * rows) + first);
         for (int f = 0; f < panel.width; ++f) {
           T* place = lanes + static_cast<std::size_t>(f * rows) + first;
           const auto old = hn::LoadU(d, place);
-          const auto x = hn::Set(d, panel.at(f / panel.block, start + k)[f % panel.block]);
+          const auto x = hn::Set(d, panel.at(f / panel.block, run.start + k)[f % panel.block]);
           hn::StoreU(hn::IfThenElse(seen, hn::MulAdd(x, w, old), old), d, place);
         }
       }
@@ -162,13 +160,14 @@ void careful_lanes_add(const Panel<T>& panel, const Run* runs, int run_count, co
 template <class T>
 void careful_rows_add(const Panel<T>& panel, const Run* runs, int run_count, const T* weight,
                       const std::uint64_t* masks, int rows, const Panel<T>& sums) {
-  for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
-    for (int k = 0; k < n; ++k) {
+  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
+    for (int k = 0; k < run.len; ++k) {
       for (int lane = 0; lane < rows; ++lane) {
         if ((masks[done + k] >> lane & 1) == 0) continue;
         const T w = weight[(done + k) * rows + lane];
         for (int f = 0; f < panel.width; ++f) {
-          sums.at(f / sums.block, start + k)[f % sums.block] += w * panel.at(f / panel.block, lane)[f % panel.block];
+          sums.at(f / sums.block, run.start + k)[f % sums.block] +=
+              w * panel.at(f / panel.block, lane)[f % panel.block];
         }
       }
     }
@@ -178,10 +177,10 @@ void careful_rows_add(const Panel<T>& panel, const Run* runs, int run_count, con
 // scores[key][lane] = panel[key] . lanes[:][lane]
 template <class T, int kRows>
 HWY_INLINE void rows_dot_lanes(const Panel<T>& panel, const Run* runs, int run_count, const T* lanes, T* scores) {
-  for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
+  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
     for (int b = 0; b < panel.block_count; ++b) {
-      const Run features = {0, panel.block_width(b)};
-      product<T, Walk<kBlock, true>>({.a = panel.at(b, start),
+      const Run features = {0, panel.block_width(b), (run.other - run.start) * kBlock, run.others};
+      product<T, Walk<kBlock, true>>({.a = panel.at(b, run.start),
                                       .a_step = 1,
                                       .b = lanes + static_cast<std::size_t>(b) * kBlock * kRows,
                                       .b_step = kRows,
@@ -191,7 +190,7 @@ HWY_INLINE void rows_dot_lanes(const Panel<T>& panel, const Run* runs, int run_c
                                       .run_count = 1,
                                       .init = b == 0 ? Init::zero : Init::keep,
                                       .factor = nullptr},
-                                     n, kRows / static_cast<int>(kLanes<T>));
+                                     run.len, kRows / static_cast<int>(kLanes<T>));
     }
   });
 }
@@ -221,19 +220,19 @@ HWY_INLINE void rows_add_lanes(const Panel<T>& panel, const Run* runs, int run_c
                                const Panel<T>& sums) {
   constexpr int N = static_cast<int>(kLanes<T>);
   const Run lanes = {0, kRows};
-  for_each_run(runs, run_count, [&](int start, int done, int n) HWY_ATTR {
+  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
     for (int b = 0; b < panel.block_count; ++b) {
       product<T, Walk<kRows, true>>({.a = weight + static_cast<std::size_t>(done) * kRows,
                                      .a_step = 1,
                                      .b = panel.at(b, 0),
                                      .b_step = static_cast<std::size_t>(panel.block),
-                                     .c = sums.at(b, start),
+                                     .c = sums.at(b, run.start),
                                      .c_step = static_cast<std::size_t>(sums.block),
                                      .runs = &lanes,
                                      .run_count = 1,
                                      .init = Init::keep,
                                      .factor = nullptr},
-                                    n, (panel.block_width(b) + N - 1) / N);
+                                    run.len, (panel.block_width(b) + N - 1) / N);
     }
   });
 }

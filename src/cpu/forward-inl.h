@@ -236,15 +236,16 @@ class ForwardTask {
     v.sub = geometry::intersect(s.hull, packed);
     if (v.sub.empty()) return;
     v.masked = !s.core.contains(v.sub);
-    v.run_count = make_runs(packed, v.sub, s_.runs, ring_);
+    const bool biased = p_.rpb || p_.attn_bias;
+    const int fold_axis = kFolds<T, kRows> && finite_ ? plan_.fold_axis : -1;
+    if (v.masked || !finite_ || biased) v.masks = s_.masks.of(cell.grid, s.tile, v.sub, fold_axis);
+    v.run_count = make_runs(packed, v.sub, s_.runs, ring_, v.masks == nullptr ? kNoFold : s_.masks.fold());
     v.runs = s_.runs;
-    const bool need_masks = v.masked || !finite_ || p_.rpb || p_.attn_bias;
-    if (need_masks) v.masks = s_.masks.of(cell.grid, s.tile, v.sub);
     if (p_.attn_bias) {  // clears bits of the masks
       v.masked = true;
       s_.masks.forget();
     }
-    attend(cell, s, v, finite_, p_.rpb || p_.attn_bias);
+    attend(cell, s, v, finite_, biased);
   }
 
   void additional(const Cell& cell) {

@@ -53,6 +53,9 @@ struct ForwardContext {
   CellTasks blocks;
 };
 
+/// Whether 16 rows of float32 can fold windows (tiles.h) on the best target of this machine.
+[[nodiscard]] bool folds_f32();
+
 /// Runs one task in `scratch` (layout.bytes, 64-byte aligned), on the best target of this machine.
 void forward_task_f32(const ForwardContext& context, std::int64_t task, std::byte* scratch);
 void forward_task_f64(const ForwardContext& context, std::int64_t task, std::byte* scratch);

@@ -147,7 +147,8 @@ void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& lis
   const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), f.tile.heads);
   f.tasks = static_cast<std::int64_t>(stacks) * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
   f.scratch_bytes = ForwardLayout(p, f).bytes;
-  f.work = {plan.mask_pairs, best.pairs};
+  if (f.rolling) f.fold_axis = best.fold_axis;  // elsewhere a box of packed keys may cut windows
+  f.work = {plan.mask_pairs, f.rolling ? best.folded_pairs : best.pairs};
 }
 
 }  // namespace vicus::cpu

@@ -9,6 +9,7 @@
 
 #include "core/domain.h"
 #include "core/families.h"
+#include "cpu/forward.h"
 #include "cpu/layout.h"
 #include "cpu/planner_parts.h"
 #include "cpu/tiles.h"
@@ -35,16 +36,25 @@ Cost cost_of(const Problem& p, int rows) {
   return {.pair = (products * slowdown + 9) / lanes, .key = 2.5 * rowwise + 4, .tile = 400 + 6 * rowwise * rows};
 }
 
+/// What a pair of lanes and a shared row of scores costs more than one with a single key, as a share of the latter.
+constexpr double kFoldCost = 0.34;
+
+/// Whether the forward pass can fold windows in tiles of 16 rows. A bias is added key by key.
+bool may_fold(const Problem& p) {
+  return !p.dense() && !p.rpb && p.additional_tokens == 0 && p.dtype != DType::float64 && folds_f32();
+}
+
 /// Per axis and tile extent, computed once: exact pairs of tiles with their hulls.
 class AxisSums {
  public:
   explicit AxisSums(const std::vector<Family>& list) : families_(list) {}
 
-  double pairs(const Position& extent) {
+  double pairs(const Position& extent, int fold_axis = -1) {
     double total = 0;
     for (std::size_t f = 0; f < families_.size(); ++f) {
       double product = families_[f].cells;
-      for (int a = 0; a < geometry::kRank; ++a) product *= axis(f, a, extent[static_cast<std::size_t>(a)]);
+      for (int a = 0; a < geometry::kRank; ++a)
+        product *= axis(f, a, extent[static_cast<std::size_t>(a)], a == fold_axis);
       total += product;
     }
     return total;
@@ -60,18 +70,29 @@ class AxisSums {
   }
 
  private:
-  double axis(std::size_t family, int a, int extent) {
-    const auto [place, added] = known_.try_emplace({family, a, extent}, 0.0);
+  double axis(std::size_t family, int a, int extent, bool folded) {
+    const auto [place, added] = known_.try_emplace({family, a, extent, folded}, 0.0);
     if (added) {
       for (const auto& c : families_[family].axes[static_cast<std::size_t>(a)]) {
-        place->second += c.count * static_cast<double>(geometry::tile_pairs(c.axis, extent, 1));
+        place->second += c.count * (folded ? folded_pairs(c.axis, extent)
+                                           : static_cast<double>(geometry::tile_pairs(c.axis, extent, 1)));
       }
     }
     return place->second;
   }
+  static double folded_pairs(const geometry::Axis& axis, int extent) {
+    double keys = 0;
+    for (int q = 0; q < axis.queries; q += extent) {
+      const Span queries = {q, geometry::lo(q + extent, axis.queries)};
+      int longest = 0;
+      for (int p = queries.begin; p < queries.end; ++p) longest = std::max(longest, geometry::window(axis, p).size());
+      keys += fold_period(geometry::hull(axis, queries).size(), longest);
+    }
+    return keys * extent;
+  }
 
   const std::vector<Family>& families_;
-  std::map<std::tuple<std::size_t, int, int>, double> known_;
+  std::map<std::tuple<std::size_t, int, int, bool>, double> known_;
 };
 
 /// The largest cell, axis by axis: what extents and task counts are made for.
@@ -101,8 +122,17 @@ Scored score(const Problem& p, AxisSums& sums, const QueryTile& tile, const geom
   const Cost cost = cost_of(p, tile.rows);
   Scored s;
   s.tile = tile;
-  s.pairs = sums.pairs(tile.extent) / positions * tile.rows * head_tiles +
-            tiles * tile.rows * static_cast<double>(p.additional_tokens);
+  const double lanes = static_cast<double>(tile.rows) / positions * head_tiles;
+  s.pairs = sums.pairs(tile.extent) * lanes + tiles * tile.rows * static_cast<double>(p.additional_tokens);
+  s.folded_pairs = s.pairs;
+  if (tile.rows == kFoldRows && tile.extent[2] % kFoldLanes == 0 && may_fold(p)) {
+    for (int a = 0; a < geometry::kRank - 1; ++a) {
+      const double folded = sums.pairs(tile.extent, a) * lanes;
+      if (folded >= s.folded_pairs) continue;
+      s.folded_pairs = folded;
+      s.fold_axis = a;
+    }
+  }
   // Keys packed per tile, as a share of a stack of four along the outermost axis that has so many tiles.
   double hull = 1, stacked = 1;
   bool stack_placed = false;
@@ -115,7 +145,8 @@ Scored score(const Problem& p, AxisSums& sums, const QueryTile& tile, const geom
     stacked *= middle_hull(axis, here ? 4 * e : e);
   }
   const double packed = stack_placed ? std::min(stacked / 4, hull) : hull;
-  s.cost = s.pairs * cost.pair + tiles * (cost.tile + packed * cost.key);
+  s.cost =
+      (s.folded_pairs + kFoldCost * (s.pairs - s.folded_pairs)) * cost.pair + tiles * (cost.tile + packed * cost.key);
   return s;
 }
 
@@ -200,7 +231,7 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
   plan_backward(plan, found.front(), list, grid, cells);
   for (std::size_t i = 0; i < std::min(found.size(), kMaxCandidates); ++i) {
     plan.candidates.push_back(
-        {found[i].tile, plan.mask_pairs > 0 ? found[i].pairs / plan.mask_pairs : 1, found[i].cost});
+        {found[i].tile, plan.mask_pairs > 0 ? found[i].folded_pairs / plan.mask_pairs : 1, found[i].cost});
   }
 }
 

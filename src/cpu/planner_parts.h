@@ -20,6 +20,8 @@ inline constexpr int kChunkBytes = 16 << 10;
 struct Scored {
   QueryTile tile;
   double pairs = 0;  ///< padded, all heads
+  int fold_axis = -1;
+  double folded_pairs = 0;  ///< the same of a forward pass that folds windows
   double cost = 0;
 };
 

@@ -15,10 +15,44 @@ namespace vicus::cpu {
 using geometry::Box;
 using geometry::Span;
 
-/// Packed keys [start, start + len) in the order of the packed box.
+/// Packed keys [start, start + len) in the order of the packed box. Lanes in `others` take [other, other + len) instead.
 struct Run {
   int start = 0, len = 0;
+  int other = 0;
+  std::uint64_t others = 0;
+
+  /// Cuts off the first `n` keys.
+  Run take(int n) {
+    const Run first = {start, n, other, others};
+    start += n;
+    other += n;
+    len -= n;
+    return first;
+  }
 };
+
+/// Folded windows. Of the keys of a tile, on an axis before the last, position begin + j and position begin + j + `period`
+/// share one row of scores, j < `shared`, where no query sees both: each lane takes the key that it sees. A window of 7 and
+/// four queries so take 7 rows of scores instead of 10. `lanes[j]` take the later key.
+///
+/// A kernel loads the rows of both keys by blocks of lanes, so that a block must agree: its queries are neighbours on the
+/// last axis, and absent ones go with them.
+struct Fold {
+  int axis = 0, period = 0, shared = 0;
+  std::uint64_t lanes[kMaxRows] = {};
+
+  /// Positions of `sub` on axis `a` that have scores of their own.
+  [[nodiscard]] int size(const Box& sub, int a) const { return sub.axis[a].size() - (a == axis ? shared : 0); }
+  [[nodiscard]] std::uint64_t lanes_of(int i, int j) const {
+    const int at = axis == 0 ? i : j;
+    return at < shared ? lanes[at] : 0;
+  }
+};
+/// Lanes of a tile that folds, and of one of its blocks.
+inline constexpr int kFoldRows = 16, kFoldLanes = 4;
+/// The period, for `keys` positions that windows of at most `window` cover.
+[[nodiscard]] inline int fold_period(int keys, int window) { return std::max(window, geometry::ceil_div(keys, 2)); }
+inline constexpr Fold kNoFold;
 
 /// A query tile: lane ((h * e0 + i) * e1 + j) * e2 + k holds head `head` + h at position box.begin + (i, j, k).
 struct Tile {
@@ -61,23 +95,32 @@ struct LaneMasks {
 
 /// The keys of `sub` inside the packed box `packed`, as runs of adjacent packed rows. Returns the number of runs. The rows
 /// of the box, in row-major order, may lie in a ring of `ring` rows.
-inline int make_runs(const Box& packed, const Box& sub, Run* runs, int ring = std::numeric_limits<int>::max()) {
+inline int make_runs(const Box& packed, const Box& sub, Run* runs, int ring = std::numeric_limits<int>::max(),
+                     const Fold& fold = kNoFold) {
   int count = 0;
   const int width = packed.axis[2].size();
+  const auto place = [&](int i, int j) {
+    const int line = (sub.axis[0].begin + i - packed.axis[0].begin) * packed.axis[1].size() + sub.axis[1].begin + j -
+                     packed.axis[1].begin;
+    return (line * width + sub.axis[2].begin - packed.axis[2].begin) % ring;
+  };
   const auto add = [&](const Run& run) {
-    if (count > 0 && runs[count - 1].start + runs[count - 1].len == run.start) {
-      runs[count - 1].len += run.len;
+    Run* last = count > 0 ? runs + count - 1 : nullptr;
+    if (last != nullptr && last->start + last->len == run.start && (last->others | run.others) == 0) {
+      last->len += run.len;
     } else {
       runs[count++] = run;
     }
   };
-  for (int i = sub.axis[0].begin; i < sub.axis[0].end; ++i) {
-    for (int j = sub.axis[1].begin; j < sub.axis[1].end; ++j) {
-      const int line = (i - packed.axis[0].begin) * packed.axis[1].size() + j - packed.axis[1].begin;
-      const int start = (line * width + sub.axis[2].begin - packed.axis[2].begin) % ring;
-      const int before_end = std::min(sub.axis[2].size(), ring - start);
-      add({start, before_end});
-      if (before_end < sub.axis[2].size()) add({0, sub.axis[2].size() - before_end});
+  for (int i = 0; i < fold.size(sub, 0); ++i) {
+    for (int j = 0; j < fold.size(sub, 1); ++j) {
+      Run line = {place(i, j), sub.axis[2].size(), place(i, j), fold.lanes_of(i, j)};
+      if (line.others != 0) line.other = fold.axis == 0 ? place(i + fold.period, j) : place(i, j + fold.period);
+      while (line.len > 0) {
+        add(line.take(std::min(line.len, ring - std::max(line.start, line.other))));
+        line.start %= ring;
+        line.other %= ring;
+      }
     }
   }
   return count;
@@ -91,10 +134,11 @@ class Masks {
   Masks(std::uint64_t* masks, std::uint64_t* axis_masks) : masks_(masks), axis_masks_(axis_masks) {}
 
   /// For every key of `sub` in row-major order the lanes of `tile` that see it: the conjunction of its axes. The caller
-  /// that changes what it gets calls `forget`.
-  std::uint64_t* of(const geometry::Grid& grid, const Tile& tile, const Box& sub) {
+  /// that changes what it gets calls `forget`. With a `fold_axis` (-1: none) keys that share scores share masks too:
+  /// `fold()` says which.
+  std::uint64_t* of(const geometry::Grid& grid, const Tile& tile, const Box& sub, int fold_axis = -1) {
     int length = 0;
-    bool same = tile.heads == heads_;
+    bool same = tile.heads == heads_ && fold_axis == fold_axis_;
     const auto compare = [&](int value) {
       same = same && windows_[length] == value;
       windows_[length++] = value;
@@ -110,13 +154,41 @@ class Masks {
     }
     if (same) return masks_;
     heads_ = tile.heads;
+    fold_axis_ = fold_axis;
     make(tile, sub);
     return masks_;
   }
   void forget() { heads_ = 0; }
+  /// Of the masks made last.
+  [[nodiscard]] const Fold& fold() const { return fold_; }
 
  private:
+  // `windows_` are those of `tile`.
+  void choose_fold(const Tile& tile, const Box& sub) {
+    fold_.shared = 0;
+    if (fold_axis_ < 0) return;
+    const int a = fold_.axis = fold_axis_;
+    const int queries = tile.box.axis[a].size();
+    const int* window = windows_ + 2;
+    if (a == 1) window += 2 * tile.box.axis[0].size() + 2;
+    int longest = 0;
+    for (int p = 0; p < queries; ++p) longest = std::max(longest, window[2 * p + 1] - window[2 * p]);
+    fold_.period = fold_period(sub.axis[a].size(), longest);
+    fold_.shared = sub.axis[a].size() - fold_.period;
+    std::fill_n(fold_.lanes, fold_.shared, 0);
+    const int below = a == 0 ? tile.extent[1] * tile.extent[2] : tile.extent[2];
+    for (int lane = 0; lane < kFoldRows; lane += kFoldLanes) {
+      const int p = lane / below % tile.extent[static_cast<std::size_t>(a)];
+      if (p >= queries) continue;
+      const std::uint64_t block = ((std::uint64_t{1} << kFoldLanes) - 1) << lane;
+      for (int key = std::max(window[2 * p], fold_.period); key < window[2 * p + 1]; ++key) {
+        fold_.lanes[key - fold_.period] |= block;
+      }
+    }
+  }
+
   void make(const Tile& tile, const Box& sub) {
+    choose_fold(tile, sub);
     const LaneMasks lanes(tile);
     const int* next = windows_;
     std::uint64_t* seen[geometry::kRank];
@@ -130,9 +202,10 @@ class Masks {
         for (int k = next[0]; k < next[1]; ++k) seen[a][k] |= lanes.at[a][p];
       }
     }
+    for (int j = 0; j < fold_.shared; ++j) seen[fold_.axis][j] |= seen[fold_.axis][j + fold_.period];
     std::uint64_t* mask = masks_;
-    for (int i = 0; i < sub.axis[0].size(); ++i) {
-      for (int j = 0; j < sub.axis[1].size(); ++j) {
+    for (int i = 0; i < fold_.size(sub, 0); ++i) {
+      for (int j = 0; j < fold_.size(sub, 1); ++j) {
         const std::uint64_t row = seen[0][i] & seen[1][j];
         for (int k = 0; k < sub.axis[2].size(); ++k) *mask++ = row & seen[2][k];
       }
@@ -141,6 +214,8 @@ class Masks {
 
   std::uint64_t *masks_, *axis_masks_;
   int heads_ = 0;  // of the tile the masks are for, 0 for none
+  int fold_axis_ = -1;
+  Fold fold_;
   int windows_[geometry::kRank * (2 + 2 * kMaxRows)] =
       {};  // per axis: keys, queries, and where each query's window lies
 };
