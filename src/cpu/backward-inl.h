@@ -72,12 +72,9 @@ class BackwardTask {
     values_ = {at(l.values), dv, kBlock, kv};
     grad_keys_ = {at(l.grad_keys), d, kBlock, kv};
     grad_values_ = {at(l.grad_values), dv, kBlock, kv};
-    query_rows_ = {at(l.query_rows), d, kBlock, kRows * kBlock};
-    grad_out_rows_ = {at(l.grad_out_rows), dv, kBlock, kRows * kBlock};
-    query_ = at(l.query);
-    grad_out_ = at(l.grad_out);
-    lse_ = at(l.lse);
-    delta_ = at(l.delta);
+    query_rows_ = {nullptr, d, kBlock, kRows * kBlock};
+    grad_out_rows_ = {nullptr, dv, kBlock, kRows * kBlock};
+    loaded_ = reinterpret_cast<std::uint8_t*>(base_ + l.loaded);
     scores_ = at(l.scores);
     grad_scores_ = at(l.grad_scores);
     bias_ = at(l.bias);
@@ -150,6 +147,7 @@ class BackwardTask {
     const std::size_t slots =
         static_cast<std::size_t>(last_head_tile_ - first_head_tile_) * static_cast<std::size_t>(tiles.volume());
     std::fill_n(at(c_.layout.grad_query), slots * c_.layout.grad_query_step / sizeof(T), T{0});
+    std::fill_n(loaded_, slots, std::uint8_t{0});
 
     sum_queries_ = true;
     const Box hull = geometry::hull(cell_.grid, queries);
@@ -354,7 +352,7 @@ class BackwardTask {
 
   // --- Visits. ------------------------------------------------------------------------------------------------------
 
-  // Heads of this task, the tiles of `segment` that lie in `wanted`. dQ sums lie in the order of the segment.
+  // Heads of this task, the tiles of `segment` that lie in `wanted`. What is kept of tiles lies in the order of the segment.
   void visit_tiles(const Box& segment, const Box& wanted) {
     const Box tiles = geometry::intersect(segment, wanted);
     for (int h = first_head_tile_; h < last_head_tile_; ++h) {
@@ -372,20 +370,21 @@ class BackwardTask {
     return tile;
   }
 
-  T* slot_of(const Box& segment, const Box& one, int h) const {
+  std::size_t slot_of(const Box& segment, const Box& one, int h) const {
     auto slot = static_cast<std::size_t>(h - first_head_tile_);
     for (int a = 0; a < geometry::kRank; ++a) {
       slot = slot * static_cast<std::size_t>(segment.axis[a].size()) +
              static_cast<std::size_t>(one.axis[a].begin - segment.axis[a].begin);
     }
-    return at(c_.layout.grad_query + slot * c_.layout.grad_query_step);
+    return slot;
   }
+  T* grad_query(std::size_t slot) const { return at(c_.layout.grad_query + slot * c_.layout.grad_query_step); }
 
-  void visit(const Tile& tile, T* grad_query) {
+  void visit(const Tile& tile, std::size_t slot) {
     Visit v;
     v.sub = additional_ ? block_ : geometry::intersect(geometry::hull(cell_.grid, tile.box), block_);
     if (v.sub.empty()) return;
-    const bool finite = load_queries(tile) && finite_keys_ && finite_values_;
+    const bool finite = load_queries(tile, slot) && finite_keys_ && finite_values_;
     const bool biased = !additional_ && (p_.rpb || p_.attn_bias);
     v.run_count = make_runs(block_, v.sub, runs_);
     v.runs = runs_;
@@ -412,9 +411,9 @@ class BackwardTask {
       if (own_keys_) sum_keys(runs, count, masks);
       if (!sum_queries_) return;
       if (finite_keys_) {
-        lanes_add_rows<T, kRows>(keys_, runs, count, grad_scores_, Init::keep, nullptr, grad_query);
+        lanes_add_rows<T, kRows>(keys_, runs, count, grad_scores_, Init::keep, nullptr, grad_query(slot));
       } else {
-        careful_lanes_add(keys_, runs, count, grad_scores_, masks, kRows, grad_query);
+        careful_lanes_add(keys_, runs, count, grad_scores_, masks, kRows, grad_query(slot));
       }
       if (rpb_sums_ != nullptr && !additional_) sum_rpb(tile, v, first, keys);
     });
@@ -444,14 +443,41 @@ class BackwardTask {
     });
   }
 
-  // Query rows and lanes, dO rows and lanes, lse and delta of a tile. Absent lanes get lse = +inf: weight 0. Returns
-  // whether query and dO were finite.
-  bool load_queries(const Tile& tile) {
-    const hn::ScalableTag<T> d;
+  // Query rows and lanes, dO rows and lanes, lse and delta of a tile. A segment keeps the latter two from its first visit,
+  // and the rows and lanes where they have room. Returns whether query and dO were finite.
+  bool load_queries(const Tile& tile, std::size_t slot) {
+    const BackwardLayout& l = c_.layout;
+    const std::size_t kept = sum_queries_ ? slot : 0;
+    const std::size_t rows = kept * l.tile_step;
+    query_rows_.data = at(l.query_rows + rows);
+    grad_out_rows_.data = at(l.grad_out_rows + rows);
+    query_ = at(l.query + rows);
+    grad_out_ = at(l.grad_out + rows);
+    lse_ = at(l.lse + kept * l.row_step);
+    delta_ = at(l.delta + kept * l.row_step);
+    const std::uint8_t loaded = sum_queries_ ? loaded_[slot] : 0;
+    if (loaded == 0 || l.tile_step == 0) load_rows(tile);
+    if (loaded == 0) {
+      load_sums(tile);
+      if (sum_queries_)
+        loaded_[slot] = static_cast<std::uint8_t>(1 | (finite_query_ ? 2 : 0) | (finite_grad_out_ ? 4 : 0));
+    } else {
+      finite_query_ = (loaded & 2) != 0;
+      finite_grad_out_ = (loaded & 4) != 0;
+    }
+    return finite_query_ && finite_grad_out_;
+  }
+
+  void load_rows(const Tile& tile) {
     finite_query_ = load_tile(c_.in.query, row_map(c_.in.query, p_, cell_, cell_.first_query), tile, kRows, query_rows_,
                               scale_ * kLog2E<T>, query_);
     finite_grad_out_ = load_tile(c_.grads.grad_output, row_map(c_.grads.grad_output, p_, cell_, cell_.first_query),
                                  tile, kRows, grad_out_rows_, T{1}, grad_out_);
+  }
+
+  // lse and delta of a tile whose rows are loaded. Absent lanes get lse = +inf: weight 0.
+  void load_sums(const Tile& tile) {
+    const hn::ScalableTag<T> d;
     for (int r = 0; r < kRows; ++r) {
       lse_[r] = kInfinity<T>;
       delta_[r] = 0;
@@ -472,14 +498,12 @@ class BackwardTask {
           sum = hn::MulAdd(hn::LoadU(d, row_ + f), hn::LoadU(d, grad_out_rows_.at(b, lane) + f), sum);
         }
       }
-
       delta_[lane] = hn::GetLane(hn::SumOfLanes(d, sum));
       if (c_.grads.grad_logsumexp) {
         delta_[lane] -= static_cast<T>(
             load_element(c_.grads.grad_logsumexp.data(), c_.grads.grad_logsumexp.dtype(), grad_lse_map.row(q, head)));
       }
     });
-    return finite_query_ && finite_grad_out_;
   }
 
   // `width` values of the forward output, from `offset`, into the buffer for a row.
@@ -506,7 +530,7 @@ class BackwardTask {
     const RowMap map = row_map(c_.out.query, p_, cell_, cell_.first_query);
     for (int h = first_head_tile_; h < last_head_tile_; ++h) {
       for_each_box(tiles, {1, 1, 1}, [&](const Box& one) HWY_ATTR {
-        store_tile(slot_of(tiles, one, h), factor, static_cast<int>(p_.head_dim), kRows, c_.out.query, map,
+        store_tile(grad_query(slot_of(tiles, one, h)), factor, static_cast<int>(p_.head_dim), kRows, c_.out.query, map,
                    tile_of(one, h), scores_);
       });
     }
@@ -520,6 +544,7 @@ class BackwardTask {
   T scale_;
   Panel<T> keys_, values_, grad_keys_, grad_values_, query_rows_, grad_out_rows_;
   T *query_, *grad_out_, *lse_, *delta_, *scores_, *grad_scores_, *bias_, *row_;
+  std::uint8_t* loaded_;             // of each tile of the segment: 0 before its first visit, then whether it is finite
   std::uint64_t* additional_masks_;  // the same place as masks_
   Masks masks_;
   Run* runs_;

@@ -64,8 +64,12 @@ BackwardLayout::BackwardLayout(const Problem& p, const BackwardPlan& plan, std::
   query = carver.take(round_up(static_cast<std::size_t>(p.head_dim), kPad) * rows * element);
   grad_out_rows = carver.take(dv_blocks * rows * row_bytes);
   grad_out = carver.take(round_up(static_cast<std::size_t>(p.head_dim_v), kPad) * rows * element);
-  lse = carver.take(rows * element);
-  delta = carver.take(rows * element);
+  tile_step = plan.keep_queries ? carver.bytes() - query_rows : 0;
+  carver.take(static_cast<std::size_t>(tiles - 1) * tile_step);
+  loaded = carver.take(static_cast<std::size_t>(tiles));
+  row_step = rows * element;
+  lse = carver.take(static_cast<std::size_t>(tiles) * row_step);
+  delta = carver.take(static_cast<std::size_t>(tiles) * row_step);
   scores = carver.take(chunk * rows * element);
   grad_scores = carver.take(chunk * rows * element);
   bias = carver.take(biased ? chunk * rows * element : 0);

@@ -62,7 +62,9 @@ struct BackwardLayout {
   std::size_t grad_query, grad_query_step;           ///< [tiles] of [D][rows]
   std::size_t keys, values, grad_keys, grad_values;  ///< packed rows of one key block
   std::size_t query_rows, query, grad_out_rows, grad_out;  ///< the query tile, as rows and as lanes
-  std::size_t lse, delta;
+  std::size_t tile_step;           ///< of these, one tile each where the plan keeps them; else 0: there is one
+  std::size_t loaded, lse, delta;  ///< of each tile; one more each row_step, of `loaded` each byte
+  std::size_t row_step;
   std::size_t scores, grad_scores, bias;  ///< [chunk_keys][rows]
   std::size_t row;                        ///< one block of a row
   std::size_t masks, axis_masks, runs;

@@ -17,8 +17,11 @@ constexpr std::size_t kBlockBytes = 512 << 10;
 /// Bytes of dQ sums of one segment: with the rest of the scratch it stays below 4 MiB for common sizes.
 constexpr double kSegmentBytes = 3.2 * (1 << 20);
 
+/// Bytes of all scratch of a thread up to which a segment keeps its query tiles packed.
+constexpr std::size_t kKeepBytes = 3968 << 10;
+
 /// Blocks that a relay cuts the keys into, and the fewest keys of one.
-constexpr int kRelayBlocks = 32, kLeastRelayKeys = 64;
+constexpr int kRelayBlocks = 64, kLeastRelayKeys = 64;
 /// What a segment of a relay costs besides its pairs, in queries: it packs all keys, and takes and gives back their sums.
 constexpr double kRelayQueries = 20;
 
@@ -189,7 +192,12 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
   if (head_pieces > 1) blocks_in = 0;
   b.segments = static_cast<std::int64_t>(segments * heads_kv * head_pieces);
   b.border_blocks = static_cast<std::int64_t>((blocks_all - blocks_in) * heads_kv);
+  b.keep_queries = true;
   b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
+  if (b.scratch_bytes > kKeepBytes) {
+    b.keep_queries = false;
+    b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
+  }
   const double share = list.empty() ? 1 : interior_share(grid, b, head_tiles);
   b.work = {plan.mask_pairs, best.pairs * (1 + 0.4 * (1 - share))};
 }
