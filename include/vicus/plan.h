@@ -113,6 +113,7 @@ struct BackwardPlan {
   int segment_heads = 1;           ///< and tiles along the heads of a group
   std::int64_t segments = 0;       ///< tasks that sum query gradients, and key gradients where they hold all queries
   bool relay = false;              ///< segments hand the sums of a key block on to the next one that sees it
+  int fold_axis = -1;              ///< as of the forward pass
   bool keep_queries = false;       ///< a segment keeps its tiles packed from one key block to the next
   std::int64_t border_blocks = 0;  ///< key blocks that no segment sums: tasks that do
   std::size_t scratch_bytes = 0;   ///< per thread

@@ -71,6 +71,7 @@ Json to_json(const BackwardPlan& plan) {
           {"segment_heads", plan.segment_heads},
           {"segments", plan.segments},
           {"relay", plan.relay},
+          {"fold_axis", plan.fold_axis},
           {"keep_queries", plan.keep_queries},
           {"border_blocks", plan.border_blocks},
           {"scratch_bytes", plan.scratch_bytes},

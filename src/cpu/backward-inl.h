@@ -386,18 +386,21 @@ class BackwardTask {
     if (v.sub.empty()) return;
     const bool finite = load_queries(tile, slot) && finite_keys_ && finite_values_;
     const bool biased = !additional_ && (p_.rpb || p_.attn_bias);
-    v.run_count = make_runs(block_, v.sub, runs_);
-    v.runs = runs_;
+    const int fold_axis = kFolds<T, kRows> && finite && !additional_ ? plan_.fold_axis : -1;
+    const Fold* fold = &kNoFold;
     v.masked = !finite || (!additional_ && (p_.attn_bias || !geometry::core(cell_.grid, tile.box).contains(v.sub)));
     if (v.masked || biased) {
       if (additional_) {
         v.masks = additional_masks_;
         std::fill_n(v.masks, static_cast<std::size_t>(v.sub.volume()), LaneMasks(tile).active);
       } else {
-        v.masks = masks_.of(cell_.grid, tile, v.sub);
+        v.masks = masks_.of(cell_.grid, tile, v.sub, fold_axis);
+        fold = &masks_.fold();
       }
       if (additional_ || p_.attn_bias) masks_.forget();  // written here, or bits cleared by attn_bias
     }
+    v.run_count = make_runs(block_, v.sub, runs_, std::numeric_limits<int>::max(), *fold);
+    v.runs = runs_;
     for_each_chunk(v, plan_.chunk_keys, [&](const Run* runs, int count, int first, int keys) HWY_ATTR {
       rows_dot_lanes<T, kRows>(keys_, runs, count, query_, scores_);
       rows_dot_lanes<T, kRows>(values_, runs, count, grad_out_, grad_scores_);

@@ -6,6 +6,7 @@
 #define VICUS_CPU_CHUNK_INL_H_
 #endif
 
+#include <bit>
 #include <limits>
 #include <numbers>
 
@@ -214,26 +215,44 @@ HWY_INLINE void lanes_add_rows(const Panel<T>& panel, const Run* runs, int run_c
   }
 }
 
+// Calls `each(begin, end)` for the ranges of lanes in `lanes`.
+template <class Each>
+HWY_INLINE void for_each_range(std::uint64_t lanes, const Each& each) {
+  while (lanes != 0) {
+    const int begin = std::countr_zero(lanes), end = begin + std::countr_one(lanes >> begin);
+    each(begin, end);
+    lanes = end == 64 ? 0 : lanes >> end << end;
+  }
+}
+
 // sums[key][f] += sum over lanes of weight[key][lane] * panel[lane][f]; features up to whole vectors
 template <class T, int kRows>
 HWY_INLINE void rows_add_lanes(const Panel<T>& panel, const Run* runs, int run_count, const T* weight,
                                const Panel<T>& sums) {
   constexpr int N = static_cast<int>(kLanes<T>);
-  const Run lanes = {0, kRows};
-  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
+  const auto add = [&](int start, int keys, int done, int begin, int end) HWY_ATTR {
+    const Run lanes = {0, end - begin};
     for (int b = 0; b < panel.block_count; ++b) {
-      product<T, Walk<kRows, true>>({.a = weight + static_cast<std::size_t>(done) * kRows,
-                                     .a_step = 1,
-                                     .b = panel.at(b, 0),
-                                     .b_step = static_cast<std::size_t>(panel.block),
-                                     .c = sums.at(b, run.start),
-                                     .c_step = static_cast<std::size_t>(sums.block),
-                                     .runs = &lanes,
-                                     .run_count = 1,
-                                     .init = Init::keep,
-                                     .factor = nullptr},
-                                    run.len, (panel.block_width(b) + N - 1) / N);
+      product<T, Walk<kRows, true>>(
+          {.a = weight + static_cast<std::size_t>(done) * kRows + static_cast<std::size_t>(begin),
+           .a_step = 1,
+           .b = panel.at(b, begin),
+           .b_step = static_cast<std::size_t>(panel.block),
+           .c = sums.at(b, start),
+           .c_step = static_cast<std::size_t>(sums.block),
+           .runs = &lanes,
+           .run_count = 1,
+           .init = Init::keep,
+           .factor = nullptr},
+          keys, (panel.block_width(b) + N - 1) / N);
     }
+  };
+  for_each_run(runs, run_count, [&](const Run& run, int done) HWY_ATTR {
+    if (run.others == 0) return add(run.start, run.len, done, 0, kRows);
+    // Blocks of lanes that take the first key of a row of scores, then those that take the other.
+    constexpr std::uint64_t kAll = ~std::uint64_t{0} >> (64 - kRows);
+    for_each_range(kAll & ~run.others, [&](int begin, int end) HWY_ATTR { add(run.start, run.len, done, begin, end); });
+    for_each_range(run.others, [&](int begin, int end) HWY_ATTR { add(run.other, run.len, done, begin, end); });
   });
 }
 

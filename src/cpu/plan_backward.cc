@@ -156,6 +156,24 @@ void choose_segments(const Plan& plan, BackwardPlan& b, const geometry::Grid& gr
   if (!any_fits) b.segment_heads = std::max(static_cast<int>(kSegmentBytes / (best * 1e-3 / head_tiles)), 1);
 }
 
+/// Of the pairs of whole hulls, those that are left where windows are folded.
+double folded_share(const BackwardPlan& b, const std::vector<Family>& list) {
+  if (b.fold_axis < 0) return 1;
+  double whole = 0, folded = 0;
+  for (const Family& family : list) {
+    const auto pairs = [&](int fold_axis) {
+      return family.sum([&](int a, const geometry::Axis& axis) {
+        const int extent = b.tile.extent[static_cast<std::size_t>(a)];
+        return a == fold_axis ? folded_pairs(axis, extent, b.kv_block[static_cast<std::size_t>(a)])
+                              : static_cast<double>(geometry::tile_pairs(axis, extent, 1));
+      });
+    };
+    whole += pairs(-1);
+    folded += pairs(b.fold_axis);
+  }
+  return whole > 0 ? folded / whole : 1;
+}
+
 }  // namespace
 
 void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& list, const geometry::Grid& grid,
@@ -199,7 +217,8 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
     b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
   }
   const double share = list.empty() ? 1 : interior_share(grid, b, head_tiles);
-  b.work = {plan.mask_pairs, best.pairs * (1 + 0.4 * (1 - share))};
+  b.fold_axis = best.fold_axis;
+  b.work = {plan.mask_pairs, best.pairs * folded_share(b, list) * (1 + 0.4 * (1 - share))};
 }
 
 }  // namespace vicus::cpu

@@ -74,21 +74,11 @@ class AxisSums {
     const auto [place, added] = known_.try_emplace({family, a, extent, folded}, 0.0);
     if (added) {
       for (const auto& c : families_[family].axes[static_cast<std::size_t>(a)]) {
-        place->second += c.count * (folded ? folded_pairs(c.axis, extent)
+        place->second += c.count * (folded ? folded_pairs(c.axis, extent, c.axis.keys)
                                            : static_cast<double>(geometry::tile_pairs(c.axis, extent, 1)));
       }
     }
     return place->second;
-  }
-  static double folded_pairs(const geometry::Axis& axis, int extent) {
-    double keys = 0;
-    for (int q = 0; q < axis.queries; q += extent) {
-      const Span queries = {q, geometry::lo(q + extent, axis.queries)};
-      int longest = 0;
-      for (int p = queries.begin; p < queries.end; ++p) longest = std::max(longest, geometry::window(axis, p).size());
-      keys += fold_period(geometry::hull(axis, queries).size(), longest);
-    }
-    return keys * extent;
   }
 
   const std::vector<Family>& families_;
@@ -193,6 +183,23 @@ std::vector<Scored> search(const Problem& p, const PlanOptions& options, const g
 }
 
 }  // namespace
+
+double folded_pairs(const geometry::Axis& axis, int extent, int kv_block) {
+  double keys = 0;
+  for (int q = 0; q < axis.queries; q += extent) {
+    const Span queries = {q, geometry::lo(q + extent, axis.queries)};
+    const Span hull = geometry::hull(axis, queries);
+    for (int k = hull.begin / kv_block * kv_block; k < hull.end; k += kv_block) {
+      const Span part = geometry::intersect(hull, {k, k + kv_block});
+      int longest = 0;
+      for (int p = queries.begin; p < queries.end; ++p) {
+        longest = std::max(longest, geometry::intersect(geometry::window(axis, p), part).size());
+      }
+      keys += fold_period(part.size(), longest);
+    }
+  }
+  return keys * extent;
+}
 
 double middle_hull(const geometry::Axis& axis, int extent) {
   const int begin = std::max((axis.queries - extent) / 2, 0);

@@ -25,6 +25,10 @@ struct Scored {
   double cost = 0;
 };
 
+/// Pairs of tiles of `extent` queries with their rows of scores, where windows are folded on this axis (tiles.h) and keys
+/// come in blocks.
+[[nodiscard]] double folded_pairs(const geometry::Axis& axis, int extent, int kv_block);
+
 /// Keys that `extent` queries in the middle of an axis see.
 [[nodiscard]] double middle_hull(const geometry::Axis& axis, int extent);
 

@@ -133,25 +133,43 @@ std::map<std::string, Problem> problems() {
           {"entries", entries}};
 }
 
-/// Engine cpu against the reference; `spoil` makes one value a NaN, which may reach only queries that see it.
+void expect_near(const Tensor<float>& got, const Tensor<float>& want, double tolerance) {
+  for (std::size_t i = 0; i < got.data.size(); ++i) {
+    const float x = got.data[i], expected = want.data[i];
+    ASSERT_EQ(std::isnan(x), std::isnan(expected)) << i;
+    if (!std::isnan(x)) ASSERT_NEAR(x, expected, tolerance * std::max(1.0F, std::abs(expected))) << i;
+  }
+}
+
+/// Engine cpu against the reference; `spoil` makes one value a NaN, which may reach only queries that see it, and in
+/// gradients only keys that these see.
 void check(const Problem& p, bool spoil) {
-  Tensor<float> q(p.query_shape(), 1U), k(p.key_shape(), 2U), v(p.value_shape(), 3U);
+  Tensor<float> q(p.query_shape(), 1U), k(p.key_shape(), 2U), v(p.value_shape(), 3U), grad(p.output_shape(), 4U);
   if (spoil) v.data[v.data.size() / 2] = std::numeric_limits<float>::quiet_NaN();
   const AttentionInputs in = {.query = q.view(), .key = k.view(), .value = v.view()};
+  struct Results {
+    explicit Results(const Problem& p)
+        : output(p.output_shape(), 9.0F),
+          logsumexp(p.logsumexp_shape(), 9.0F),
+          query(p.query_shape(), 9.0F),
+          key(p.key_shape(), 9.0F),
+          value(p.value_shape(), 9.0F) {}
+    Tensor<float> output, logsumexp, query, key, value;
+  };
   const auto run = [&](Engine engine) {
-    std::pair<Tensor<float>, Tensor<float>> out = {{p.output_shape(), 9.0F}, {p.logsumexp_shape(), 9.0F}};
-    forward(choose_plan(p, {.engine = engine, .threads = 2}), in, out.first.view(), out.second.view());
-    return out;
+    Results r(p);
+    const Plan plan = choose_plan(p, {.engine = engine, .threads = 2});
+    forward(plan, in, r.output.view(), r.logsumexp.view());
+    backward(plan, in, {.output = r.output.view(), .logsumexp = r.logsumexp.view(), .grad_output = grad.view()},
+             {.query = r.query.view(), .key = r.key.view(), .value = r.value.view()});
+    return r;
   };
-  const auto want = run(Engine::reference), got = run(Engine::cpu);
-  const auto near = [](const std::vector<float>& x, const std::vector<float>& expected) {
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      ASSERT_EQ(std::isnan(x[i]), std::isnan(expected[i])) << i;
-      if (!std::isnan(x[i])) ASSERT_NEAR(x[i], expected[i], 2e-6 * std::max(1.0F, std::abs(expected[i]))) << i;
-    }
-  };
-  near(got.first.data, want.first.data);
-  near(got.second.data, want.second.data);
+  const Results want = run(Engine::reference), got = run(Engine::cpu);
+  expect_near(got.output, want.output, 2e-6);
+  expect_near(got.logsumexp, want.logsumexp, 2e-6);
+  expect_near(got.query, want.query, 1e-5);
+  expect_near(got.key, want.key, 1e-5);
+  expect_near(got.value, want.value, 1e-5);
 }
 
 TEST(Fold, GivesWhatTheReferenceGives) {
@@ -159,8 +177,11 @@ TEST(Fold, GivesWhatTheReferenceGives) {
   const bool folds = std::any_of(targets.begin(), targets.end(), [](const auto& t) { return t.starts_with("AVX3"); });
   for (const auto& [name, p] : problems()) {
     SCOPED_TRACE(name);
-    const ForwardPlan plan = choose_plan(p, {.engine = Engine::cpu, .threads = 2}).forward;
-    if (folds && name != "window of the axis") EXPECT_GE(plan.fold_axis, 0);
+    const Plan plan = choose_plan(p, {.engine = Engine::cpu, .threads = 2});
+    if (folds && name != "window of the axis") {
+      EXPECT_GE(plan.forward.fold_axis, 0);
+      EXPECT_EQ(plan.backward.fold_axis, plan.forward.fold_axis);
+    }
     check(p, false);
     check(p, true);
   }
@@ -168,11 +189,14 @@ TEST(Fold, GivesWhatTheReferenceGives) {
 
 TEST(Fold, IsNotForBiases) {
   Problem p = windows({21, 23}, {.kernel_size = 7});
-  const ForwardPlan folded = choose_plan(p, {.engine = Engine::cpu}).forward;
+  const Plan folded = choose_plan(p, {.engine = Engine::cpu});
   p.rpb = true;
-  const ForwardPlan plain = choose_plan(validate(p), {.engine = Engine::cpu}).forward;
-  EXPECT_EQ(plain.fold_axis, -1);
-  EXPECT_EQ(plain.work.tile_pairs > folded.work.tile_pairs, folded.fold_axis >= 0);
+  const Plan plain = choose_plan(validate(p), {.engine = Engine::cpu});
+  const bool folds = folded.forward.fold_axis >= 0;
+  EXPECT_EQ(plain.forward.fold_axis, -1);
+  EXPECT_EQ(plain.backward.fold_axis, -1);
+  EXPECT_EQ(plain.forward.work.tile_pairs > folded.forward.work.tile_pairs, folds);
+  EXPECT_EQ(plain.backward.work.tile_pairs > folded.backward.work.tile_pairs, folds);
 }
 
 }  // namespace
