@@ -101,6 +101,7 @@ def measure_peers(problem: dict[str, Any], inputs: Any, rows: dict[str, Any], ou
         if name in arguments.without:
             continue
         torch.compiler.reset()
+        begin = time.monotonic()
         peer = measured_peer = None
         try:
             peer = (gpu_calls.OtherEngine if name == "sm80" else gpu_calls.Peer)(problem, name, inputs)
@@ -110,6 +111,7 @@ def measure_peers(problem: dict[str, Any], inputs: Any, rows: dict[str, Any], ou
                 close = float((found - wanted).abs().max() / wanted.abs().max())
         except Exception as error:  # whatever PyTorch says is the reason
             measured_peer = {"unsupported": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]}
+        print(f"bench: {name} is ready after {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
         for way in ("forward", "backward"):
             if way not in rows:
                 continue
@@ -189,8 +191,8 @@ def first_calls(names: list[str], problems: Path) -> dict[str, Any]:
 
 
 def warm_up(problems: list[dict[str, Any]], arguments: argparse.Namespace, seconds: float) -> None:
-    """Compiles what will be measured, in one process per problem: kernels of vicus and of FlexAttention, which end
-    up in caches on the disk. Nothing is timed meanwhile; what fails is reported when it is measured."""
+    """Compiles what will be measured, in one process per problem: kernels of vicus and of FlexAttention, which end up
+    in caches on the disk. Nothing is timed meanwhile; what fails is reported when it is measured."""
     deadline = time.monotonic() + seconds
 
     def run(problem: dict[str, Any]) -> None:
@@ -218,9 +220,22 @@ def warm(problem: dict[str, Any], arguments: argparse.Namespace) -> None:
     inputs.sets = inputs.sets[:1]
     for call in gpu_calls.vicus_calls(problem, inputs).values():
         call()
-    if "flex" in problem.get("peers", []) and "flex" not in arguments.without:
-        for call in gpu_calls.Peer(problem, "flex", inputs).calls().values():
-            call()
+    for name, kind in (("sm80", gpu_calls.OtherEngine), ("flex", gpu_calls.Peer)):
+        if name in problem.get("peers", []) and name not in arguments.without:
+            for call in kind(problem, name, inputs).calls().values():
+                call()
+
+
+def take_over(report: dict[str, Any], known: dict[str, Any], problems: list[dict[str, Any]]) -> None:
+    """Puts what an earlier run measured into the report of this one: problems of which nothing failed."""
+    rows = known.get("rows", [])
+    names = {problem["name"] for problem in problems} - {row["problem"] for row in rows if "unsupported" in row}
+    report["rows"] = [row for row in rows if row["problem"] in names]
+    if report["rows"]:
+        report["runs"] = gpu_evidence.origins(known, report)
+    for name in ("host_seconds", "first_calls"):
+        if name in known:
+            report[name] = known[name]
 
 
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -230,6 +245,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--without", action="append", default=[], metavar="PEER", help="flex, cudnn, flash, ...")
     parser.add_argument("--no-host", action="store_true", help="measure no first calls and host times")
     parser.add_argument("--warm-seconds", type=float, default=100.0, help="limit of compiling ahead; 0: do not")
+    parser.add_argument("--resume", action="store_true", help="keep what the result file holds of these very kernels")
     parser.add_argument("--warm", default="", help=argparse.SUPPRESS)
     parser.add_argument("--problems", type=Path, default=HERE / "problems_gpu.json")
     parser.add_argument("--out", type=Path, help="default: results/<gpu>/bench.json, nothing with --quick or --only")
@@ -259,13 +275,19 @@ def main() -> int:
         print(f"bench: {time.monotonic() - begin:5.1f} s: {what}", file=sys.stderr, flush=True)
 
     report = gpu_evidence.provenance()
-    if arguments.warm_seconds:
+    keeps = bool(arguments.out or arguments.resume or not (arguments.quick or arguments.only))
+    if arguments.resume:
+        take_over(report, gpu_evidence.earlier(report, "bench", arguments.out), every)
+        known = {row["problem"] for row in report["rows"]}
+        problems = [p for p in problems if p["name"] not in known]
+        say(f"{len(known)} problems are known, {len(problems)} to measure")
+    if arguments.warm_seconds and problems:
         say("compiling ahead")
         warm_up(problems, arguments, arguments.warm_seconds)
     say("ceilings")
     report["ceilings"] = ceilings(arguments.samples)
     report["published"] = told.get("published", {})
-    report["rows"] = []
+    report.setdefault("rows", [])
     for problem in problems:
         say(problem["name"])
         try:
@@ -273,22 +295,25 @@ def main() -> int:
         except RuntimeError as error:  # one problem must not cost the others
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:300]
             report["rows"].append({"problem": problem["name"], "pass": "forward", "unsupported": reason})
-        if arguments.out:  # a run that is cut short leaves what it has
+        if keeps:  # a run that is cut short leaves what it has
             gpu_evidence.write(report, "bench", arguments.out)
-    if not arguments.no_host:
+    if not arguments.no_host and "host_seconds" not in report:
         say("host times")
         try:
             report["host_seconds"] = host_times()
         except RuntimeError as error:
             say(f"no host times: {error}")
-        names = [name for name in FIRST_CALLS if name in {p["name"] for p in problems}] or [problems[0]["name"]]
+        asked = every if arguments.resume else problems
+        names = [name for name in FIRST_CALLS if name in {p["name"] for p in asked}] or [asked[0]["name"]]
         report["first_calls"] = first_calls(
             [n for n in names if "operator" not in next(p for p in every if p["name"] == n)], arguments.problems
         )
-    gpu_report.finish(report, problems)
+    order = [problem["name"] for problem in every]
+    report["rows"].sort(key=lambda row: order.index(row["problem"]))
+    gpu_report.finish(report, every if arguments.resume else problems)
     report["seconds"] = round(time.monotonic() - begin, 1)
     gpu_report.print_report(report)
-    if arguments.out or not (arguments.quick or arguments.only):
+    if keeps:
         print(f"\nwritten: {gpu_evidence.write(report, 'bench', arguments.out).name}")
     return 0
 

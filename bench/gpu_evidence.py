@@ -101,9 +101,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def place(report: dict[str, Any], kind: str, out: Path | None = None) -> Path:
+    """`results/<gpu>/<kind>.json`, or `out`."""
+    return out or RESULTS / slug(report["gpu"]["name"]) / f"{kind}.json"
+
+
+def earlier(report: dict[str, Any], kind: str, out: Path | None = None) -> dict[str, Any]:
+    """What an earlier run of the same kernels on the same device and software left there, or nothing."""
+    path = place(report, kind, out)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    same = all(found.get(name) == report[name] for name in ("kernel_digest", "gpu", "versions"))
+    return found if same else {}
+
+
+def origins(*reports: dict[str, Any]) -> list[dict[str, str]]:
+    """Commit and date of all runs whose results were put together."""
+    one = [[{"commit": r["commit"], "date": r["date"]}] for r in reports]
+    return [run for r, own in zip(reports, one, strict=True) for run in r.get("runs", own)]
+
+
 def write(report: dict[str, Any], kind: str, out: Path | None = None) -> Path:
     """Writes `results/<gpu>/<kind>.json`, or `out`."""
-    path = out or RESULTS / slug(report["gpu"]["name"]) / f"{kind}.json"
+    path = place(report, kind, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path

@@ -63,6 +63,13 @@ def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The counts of two runs of different tests. Left out is what neither ran."""
+    parts = [run | {"reasons": run["skip_reasons"]} for run in (first, second)]
+    left = {path: why for path, why in first["left_out"].items() if path in second["left_out"]}
+    return combine(parts) | {"left_out": left}
+
+
 def left_out() -> dict[str, str]:
     """Test files that cannot run, and why."""
     missing = {name: paths for name, paths in NEED_MORE.items() if name not in os.environ}
@@ -160,6 +167,18 @@ def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
     return combine(parts) | {"left_out": left_out()}
 
 
+def add_earlier(report: dict[str, Any], known: dict[str, Any]) -> None:
+    """Adds what an earlier run found: its tests to the counts, its sanitizers where these did not run."""
+    if not known:
+        return
+    report["runs"] = gpu_evidence.origins(known, report)
+    if "tests" in known:
+        report["tests"] = joined(known["tests"], report["tests"]) if "tests" in report else known["tests"]
+    if "sanitizers" in known:
+        report.setdefault("sanitizers", known["sanitizers"])
+    report["seconds"] = round(report["seconds"] + known["seconds"], 1)
+
+
 def clean(report: dict[str, Any]) -> bool:
     """Whether everything that ran was right."""
     found = report.get("sanitizers")
@@ -180,6 +199,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sanitize-seconds", type=float, default=400.0, help="limit of all of them")
     parser.add_argument("--seconds", type=float, default=3600.0, help="limit of the tests")
     parser.add_argument("--pytest", action="append", default=[], metavar="ARGUMENT", help="for pytest; --pytest=-k2d")
+    parser.add_argument("--resume", action="store_true", help="add to what the result file holds of these very kernels")
     parser.add_argument("--out", type=Path, help="default: results/<gpu>/test.json")
     parser.add_argument("--logs", type=Path, help="folder of the whole output; default: a temporary one")
     parser.add_argument("tests", nargs="*", help=f"default: {' '.join(DEFAULT_TESTS)}")
@@ -197,6 +217,8 @@ def main() -> int:
         return 1
     begin = time.monotonic()
     report = gpu_evidence.provenance()
+    kind = "sanitize" if arguments.sanitize_only else "test"
+    known = gpu_evidence.earlier(report, kind, arguments.out) if arguments.resume else {}
     with tempfile.TemporaryDirectory() as temporary:
         logs = arguments.logs or Path(temporary)
         logs.mkdir(parents=True, exist_ok=True)
@@ -206,7 +228,8 @@ def main() -> int:
         if arguments.sanitize or arguments.sanitize_only:
             report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
     report["seconds"] = round(time.monotonic() - begin, 1)
-    path = gpu_evidence.write(report, "sanitize" if arguments.sanitize_only else "test", arguments.out)
+    add_earlier(report, known)
+    path = gpu_evidence.write(report, kind, arguments.out)
     tests = report.get("tests", {"passed": 0, "failed": 0, "skipped": 0})
     print(f"written: {path.name}, {report['seconds']} s")
     print(f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")

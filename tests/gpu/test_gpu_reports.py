@@ -56,6 +56,64 @@ def test_results_of_other_kernels_are_named(tmp_path):
     assert line.startswith("h100/bench.json") and "cccccccccccc, 2026-01-02" in line
 
 
+HEAD = {
+    "kernel_digest": "d",
+    "gpu": {"name": "NVIDIA H100"},
+    "versions": {"torch": "2"},
+    "commit": "c",
+    "date": "today",
+}
+
+
+@pytest.mark.parametrize("other", [{}, {"kernel_digest": "e"}, {"gpu": {"name": "NVIDIA H200"}}, {"versions": {}}])
+def test_a_run_goes_on_only_on_the_same(tmp_path, other):
+    out = tmp_path / "bench.json"
+    assert gpu_evidence.earlier(HEAD, "bench", out) == {}
+    gpu_evidence.write(HEAD | {"rows": [1]} | other, "bench", out)
+    assert gpu_evidence.earlier(HEAD, "bench", out).get("rows") == (None if other else [1])
+
+
+def test_a_bench_that_was_cut_goes_on():
+    rows = [{"problem": "whole", "pass": way} for way in ("forward", "backward")]
+    rows += [{"problem": "half", "pass": "forward"}, {"problem": "half", "pass": "backward", "unsupported": "memory"}]
+    rows.append({"problem": "no longer asked", "pass": "forward"})
+    report = HEAD | {"commit": "d"}
+    known = HEAD | {"rows": rows, "host_seconds": {"na2d": 1e-5}}
+    gpu.take_over(report, known, [{"name": "half"}, {"name": "whole"}, {"name": "new"}])
+    assert report["rows"] == rows[:2]
+    assert report["runs"] == [{"commit": "c", "date": "today"}, {"commit": "d", "date": "today"}]
+    assert report["host_seconds"] == {"na2d": 1e-5} and "first_calls" not in report
+    third = HEAD | {"commit": "e"}
+    gpu.take_over(third, report, [{"name": "whole"}])
+    assert [run["commit"] for run in third["runs"]] == ["c", "d", "e"]
+    empty = dict(HEAD)
+    gpu.take_over(empty, {}, [{"name": "whole"}])
+    assert empty["rows"] == [] and "runs" not in empty
+
+
+def counts_of(passed, failures, left_out):
+    failed = [{"test": name, "message": "no"} for name in failures]
+    counts = {"passed": passed, "failed": len(failed), "skipped": 0, "failures": failed, "skip_reasons": []}
+    return counts | {"slowest": [{"test": "t", "seconds": float(passed)}], "left_out": left_out}
+
+
+def test_tests_are_added_up():
+    known = HEAD | {
+        "seconds": 10.0,
+        "tests": counts_of(3, ["a"], {"x": "no CLI", "y": "no"}),
+        "sanitizers": {"tools": {}},
+    }
+    report = HEAD | {"seconds": 5.5, "tests": counts_of(7, [], {"x": "no CLI"})}
+    gpu_test.add_earlier(report, known)
+    total = report["tests"]
+    assert (total["passed"], total["failed"], total["left_out"]) == (10, 1, {"x": "no CLI"})
+    assert total["slowest"][0]["seconds"] == 7.0 and total["failures"][0]["test"] == "a"
+    assert report["sanitizers"] == {"tools": {}} and report["seconds"] == 15.5 and len(report["runs"]) == 2
+    alone = HEAD | {"seconds": 1.0, "tests": counts_of(1, [], {})}
+    gpu_test.add_earlier(alone, {})
+    assert "runs" not in alone and alone["tests"]["passed"] == 1
+
+
 def test_commit_of_a_machine_without_git(monkeypatch):
     monkeypatch.setenv("VICUS_COMMIT", "abc")
     assert gpu_evidence.commit() == "abc"
