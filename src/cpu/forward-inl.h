@@ -3,7 +3,8 @@
 //
 // Per tile, queries in lanes: Qt [D][rows] (times scale * log2 e), Ot [Dv][rows], running maximum and sum. Keys and values
 // are packed once for the stack; each tile takes the keys of its own hull out of what is packed, chunk by chunk: scores,
-// mask and bias, online softmax (Milakov and Gimelshein 2018), Ot = Ot * factor + V P. What is packed is
+// mask and bias, online softmax (Milakov and Gimelshein 2018), Ot = Ot * factor + V P. Where windows are folded (tiles.h) a
+// row of scores stands for two keys. What is packed is
 //   box after box of all keys that the stack sees, for all tiles (`sweep`: wide windows), or
 //   a ring of lines of keys that moves with the tiles (`roll`: windows whose hull of a tile fits into scratch memory).
 #if defined(VICUS_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)

@@ -52,6 +52,7 @@ struct Fold {
 inline constexpr int kFoldRows = 16, kFoldLanes = 4;
 /// The period, for `keys` positions that windows of at most `window` cover.
 [[nodiscard]] inline int fold_period(int keys, int window) { return std::max(window, geometry::ceil_div(keys, 2)); }
+/// Every key has a row of its own.
 inline constexpr Fold kNoFold;
 
 /// A query tile: lane ((h * e0 + i) * e1 + j) * e2 + k holds head `head` + h at position box.begin + (i, j, k).

@@ -152,7 +152,8 @@ def test_blocks_do_not_show(tmp_path, shape, sizes, channels):
     assert whole["runs"][0]["blocks"] == 1
     if len(shape) > 1:
         assert parts["runs"][0]["blocks"] > 3
-    np.testing.assert_allclose(np.load(tmp_path / "parts.npy"), np.load(tmp_path / "whole.npy"), rtol=0, atol=1e-4)
+    # Sums in another order: a few roundings of values up to 300.
+    np.testing.assert_allclose(np.load(tmp_path / "parts.npy"), np.load(tmp_path / "whole.npy"), rtol=0, atol=2e-4)
 
 
 def test_repeats_bit_for_bit(tmp_path):
