@@ -14,11 +14,12 @@ namespace {
 
 /// Bytes of packed keys, values and their gradients of one key block.
 constexpr std::size_t kBlockBytes = 512 << 10;
-/// Bytes of dQ sums of one segment: with the rest of the scratch it stays below 4 MiB for common sizes.
+/// Bytes of dQ sums of one segment.
 constexpr double kSegmentBytes = 3.2 * (1 << 20);
-
-/// Bytes of all scratch of a thread up to which a segment keeps its query tiles packed.
-constexpr std::size_t kKeepBytes = 3968 << 10;
+/// Bytes of all scratch of a thread that a plan aims at, which with what else a call touches stay below 4 MiB, and the fewest
+/// keys of a block for it.
+constexpr std::size_t kScratchBytes = 3510 << 10;
+constexpr int kLeastBlockKeys = 128;
 
 /// Blocks that a relay cuts the keys into, and the fewest keys of one.
 constexpr int kRelayBlocks = 64, kLeastRelayKeys = 64;
@@ -184,9 +185,12 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
   b.tile = best.tile;
   b.chunk_keys = std::max(kChunkBytes / 2 / (b.tile.rows * static_cast<int>(element)), 64);
   const auto width = static_cast<std::size_t>(blocks(p.head_dim) + blocks(p.head_dim_v)) * kBlock;
-  const int most = packed_keys(2 * width * element, kBlockBytes, 64);
-  b.kv_block = block_extent(grid, b.tile, std::min(most, 512));
-  choose_segments(plan, b, grid, cells);
+  int most = std::min(packed_keys(2 * width * element, kBlockBytes, 64), 512);
+  do {  // long segments leave less for a key block
+    b.kv_block = block_extent(grid, b.tile, most);
+    choose_segments(plan, b, grid, cells);
+    most /= 2;
+  } while (most >= kLeastBlockKeys && BackwardLayout(p, b, segment_tile_count(b)).bytes > kScratchBytes);
   if (b.relay) b.kv_block[2] = even_extent(grid.axis[2].keys, std::min(b.kv_block[2], relay_block(grid)));
   double segments = 0, blocks_in = 0, blocks_all = 0;
   for (const Family& family : list) {
@@ -212,7 +216,7 @@ void plan_backward(Plan& plan, const Scored& best, const std::vector<Family>& li
   b.border_blocks = static_cast<std::int64_t>((blocks_all - blocks_in) * heads_kv);
   b.keep_queries = true;
   b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
-  if (b.scratch_bytes > kKeepBytes) {
+  if (b.scratch_bytes > kScratchBytes) {
     b.keep_queries = false;
     b.scratch_bytes = BackwardLayout(p, b, segment_tile_count(b)).bytes;
   }
