@@ -93,11 +93,11 @@ struct ForwardPlan {
   QueryTile tile;
   std::array<int, 3> stack{1, 1, 1};  ///< tiles per axis that share packed keys
   int stack_heads = 1;                ///< tiles along the heads of a group that share packed keys
-  bool rolling = false;               ///< packed keys are a ring of lines that moves with the tiles of a stack
-  int fold_axis = -1;             ///< of three: keys a window apart on it share scores where no query sees both; or -1
-  int pack_keys = 0;              ///< most keys packed at once
-  int chunk_keys = 0;             ///< most keys between two softmax updates
-  std::int64_t tasks = 0;         ///< independent units of work
+  int roll_axis = -1;      ///< of three: packed keys are a ring of lines that moves along it, tile by tile; or -1
+  int fold_axis = -1;      ///< of three: keys a window apart on it share scores where no query sees both; or -1
+  int pack_keys = 0;       ///< most keys packed at once
+  int chunk_keys = 0;      ///< most keys between two softmax updates
+  std::int64_t tasks = 0;  ///< independent units of work
   std::size_t scratch_bytes = 0;  ///< per thread
   Work work;
 };

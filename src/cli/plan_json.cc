@@ -56,7 +56,7 @@ Json to_json(const Work& work) {
 
 Json to_json(const ForwardPlan& plan) {
   return {{"tile", to_json(plan.tile)},    {"stack", plan.stack},         {"stack_heads", plan.stack_heads},
-          {"rolling", plan.rolling},       {"fold_axis", plan.fold_axis}, {"pack_keys", plan.pack_keys},
+          {"roll_axis", plan.roll_axis},   {"fold_axis", plan.fold_axis}, {"pack_keys", plan.pack_keys},
           {"chunk_keys", plan.chunk_keys}, {"tasks", plan.tasks},         {"scratch_bytes", plan.scratch_bytes},
           {"work", to_json(plan.work)}};
 }

@@ -266,7 +266,7 @@ std::string describe(const Plan& plan) {
   const ForwardPlan& f = plan.forward;
   text += format("forward  query tile %s of %d heads in %d rows, %s%s %s of %d head tiles, %d keys packed, %d a step\n",
                  extent_text(f.tile.extent, rank).c_str(), f.tile.heads, f.tile.rows,
-                 f.rolling ? "rolling stack" : "stack", f.fold_axis >= 0 ? " with folded windows" : "",
+                 f.roll_axis >= 0 ? "rolling stack" : "stack", f.fold_axis >= 0 ? " with folded windows" : "",
                  extent_text(f.stack, rank).c_str(), f.stack_heads, f.pack_keys, f.chunk_keys);
   text += format("         work ratio %.3f, %lld tasks, %.3f MiB scratch a thread\n", f.work.ratio(),
                  static_cast<long long>(f.tasks), static_cast<double>(f.scratch_bytes) / 1048576.0);

@@ -114,7 +114,7 @@ class ForwardTask {
                          geometry::tile_span(tile_box_.axis[a].end - 1, extent, all).end};
     }
     const Box hull = geometry::hull(cell.grid, queries);
-    if (plan_.rolling) {
+    if (plan_.roll_axis >= 0) {
       roll(cell, hull);
     } else {
       sweep(cell, hull);
@@ -139,13 +139,12 @@ class ForwardTask {
     for (int t = 0; t < tiles_; ++t) end_tile(states_[t]);
   }
 
-  // A line is what `hull` holds at one position of its first axis longer than 1. Tiles come in row-major order, so the
-  // lines they need only ever move forward.
+  // A line is what `hull` holds at one position of the axis that the ring moves along. Tiles come in the order of that axis,
+  // so the lines they need only ever move forward.
   void roll(const Cell& cell, const Box& hull) {
-    int axis = 0;
-    while (axis < geometry::kRank - 1 && hull.axis[axis].size() == 1) ++axis;
-    int line = 1;
-    for (int a = axis + 1; a < geometry::kRank; ++a) line *= hull.axis[a].size();
+    const int axis = plan_.roll_axis;
+    const int line = static_cast<int>(hull.volume() / hull.axis[axis].size());
+    const bool adjacent = axis != 1 || hull.axis[0].size() == 1;  // lines as they lie in the tensor
     ring_ = plan_.pack_keys / line * line;
     finite_ = true;
     const int origin = hull.axis[axis].begin;
@@ -162,7 +161,8 @@ class ForwardTask {
       while (packed < s.hull.axis[axis].end) {  // up to the end of the ring, then from its start
         const int row = (packed - origin) * line % ring_;
         Box lines = hull;
-        lines.axis[axis] = {packed, geometry::lo(packed + (ring_ - row) / line, s.hull.axis[axis].end)};
+        const int most = adjacent ? (ring_ - row) / line : 1;
+        lines.axis[axis] = {packed, geometry::lo(packed + most, s.hull.axis[axis].end)};
         pack(c_.in.key, key_map_, lines, kv_head_, keys_, row);
         finite_ = pack(c_.in.value, value_map_, lines, kv_head_, values_, row) && finite_;
         packed = lines.axis[axis].end;
@@ -196,7 +196,8 @@ class ForwardTask {
     return cell;
   }
 
-  // Tile number `index` of the task: row-major over its box, the tiles of its heads innermost.
+  // Tile number `index` of the task: over its box, the axis that a ring moves along outermost, the tiles of its heads
+  // innermost.
   Tile tile_of(const Cell& cell, int index) const {
     Tile tile;
     tile.extent = plan_.tile.extent;
@@ -204,7 +205,7 @@ class ForwardTask {
     index /= head_tiles_.size();
     tile.head = static_cast<int>(kv_head_) * group_ + h * plan_.tile.heads;
     tile.heads = geometry::lo(plan_.tile.heads, group_ - h * plan_.tile.heads);
-    for (int a = geometry::kRank; a-- > 0;) {
+    for (const int a : {2, plan_.roll_axis == 1 ? 0 : 1, plan_.roll_axis == 1 ? 1 : 0}) {
       const int size = tile_box_.axis[a].size();
       tile.box.axis[a] = geometry::tile_span(tile_box_.axis[a].begin + index % size,
                                              tile.extent[static_cast<std::size_t>(a)], cell.grid.axis[a].queries);
@@ -240,7 +241,8 @@ class ForwardTask {
     const bool biased = p_.rpb || p_.attn_bias;
     const int fold_axis = kFolds<T, kRows> && finite_ ? plan_.fold_axis : -1;
     if (v.masked || !finite_ || biased) v.masks = s_.masks.of(cell.grid, s.tile, v.sub, fold_axis);
-    v.run_count = make_runs(packed, v.sub, s_.runs, ring_, v.masks == nullptr ? kNoFold : s_.masks.fold());
+    v.run_count =
+        make_runs(packed, v.sub, s_.runs, ring_, v.masks == nullptr ? kNoFold : s_.masks.fold(), plan_.roll_axis == 1);
     v.runs = s_.runs;
     if (p_.attn_bias) {  // clears bits of the masks
       v.masked = true;

@@ -14,7 +14,7 @@ ForwardLayout::ForwardLayout(const Problem& p, const ForwardPlan& plan) {
   const auto d = static_cast<std::size_t>(p.head_dim);
   const auto dv = static_cast<std::size_t>(p.head_dim_v);
   std::size_t tiles = 1;  // a rolling stack works on one after the other
-  if (!plan.rolling) {
+  if (plan.roll_axis < 0) {
     tiles = static_cast<std::size_t>(plan.stack_heads);
     for (const int n : plan.stack) tiles *= static_cast<std::size_t>(n);
   }

@@ -47,14 +47,15 @@ int largest_hull(const std::vector<Family>& list, int a, int extent) {
 }
 
 /// Rolls a ring of packed lines with the tiles where one tile's hull fits into the ring: chooses the stack that packs
-/// fewest rows, as the busiest thread has them. Returns whether there is one.
+/// fewest rows, as the busiest thread has them, and the axis that the ring moves along. Returns whether there is one. A ring
+/// along the last axis would hold single keys of a line next to each other, so that is for one axis only.
 bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>& list, const geometry::Grid& grid,
                     const Position& tiles, std::int64_t cells) {
   const Problem& p = plan.problem;
   if (p.dense() || p.additional_tokens > 0) return false;
   const double budget = static_cast<double>(kRingBytes) / static_cast<double>(packed_bytes(p));
-  std::size_t moving = 0;  // the axis the ring moves along
-  while (moving < 2 && grid.axis[moving].keys <= 1) ++moving;
+  std::size_t outer = 0;  // the first axis with keys to move over
+  while (outer < 2 && grid.axis[outer].keys <= 1) ++outer;
   std::array<std::vector<int>, 3> cuts;  // tiles per axis of a stack
   for (std::size_t a = 0; a < 3; ++a) {
     for (int pieces = 1; pieces <= tiles[a]; pieces = pieces < 8 ? pieces + 1 : pieces * 2) {
@@ -70,26 +71,31 @@ bool choose_rolling(const Plan& plan, ForwardPlan& f, const std::vector<Family>&
       for (const int k : cuts[2]) {
         trial.stack = {i, j, k};
         const std::int64_t tasks = forward_tasks(p, trial, tiles, cells);
-        double rows = 1, ring = 1;
+        double rows = 1;
         for (std::size_t a = 0; a < 3; ++a) {
-          const int extent = trial.stack[a] * f.tile.extent[a];
           const auto pieces = static_cast<double>(geometry::ceil_div(tiles[a], trial.stack[a]));
-          rows *= pieces * middle_hull(grid.axis[a], extent);
-          ring *= a < moving ? 1 : largest_hull(list, static_cast<int>(a), a == moving ? f.tile.extent[a] : extent);
+          rows *= pieces * middle_hull(grid.axis[a], trial.stack[a] * f.tile.extent[a]);
         }
-        if (ring > budget) continue;
         // What the busiest thread does, and a little for tasks that do not all take as long.
         const double threads = plan.threads, all = static_cast<double>(tasks);
         const double cost = rows * (std::ceil(all / threads) + kUneven) * threads / all;
         if (cost >= least) continue;
-        least = cost;
-        trial.pack_keys = static_cast<int>(ring);
-        trial.rolling = true;
-        f = trial;
+        for (std::size_t moving = outer; moving < std::max<std::size_t>(outer + 1, 2); ++moving) {
+          double ring = 1;
+          for (std::size_t a = outer; a < 3; ++a) {
+            ring *= largest_hull(list, static_cast<int>(a), (a == moving ? 1 : trial.stack[a]) * f.tile.extent[a]);
+          }
+          if (ring > budget) continue;
+          least = cost;
+          trial.pack_keys = static_cast<int>(ring);
+          trial.roll_axis = static_cast<int>(moving);
+          f = trial;
+          break;
+        }
       }
     }
   }
-  return f.rolling;
+  return f.roll_axis >= 0;
 }
 
 /// Stacks share packed keys: first the heads of a group, whose keys are the same, then neighbours on the axis where that
@@ -147,8 +153,8 @@ void plan_forward(Plan& plan, const Scored& best, const std::vector<Family>& lis
   const int head_tiles = geometry::ceil_div(static_cast<int>(p.heads / p.heads_kv), f.tile.heads);
   f.tasks = static_cast<std::int64_t>(stacks) * p.heads_kv * geometry::ceil_div(head_tiles, f.stack_heads);
   f.scratch_bytes = ForwardLayout(p, f).bytes;
-  if (f.rolling) f.fold_axis = best.fold_axis;  // elsewhere a box of packed keys may cut windows
-  f.work = {plan.mask_pairs, f.rolling ? best.folded_pairs : best.pairs};
+  if (f.roll_axis >= 0) f.fold_axis = best.fold_axis;  // elsewhere a box of packed keys may cut windows
+  f.work = {plan.mask_pairs, f.roll_axis >= 0 ? best.folded_pairs : best.pairs};
 }
 
 }  // namespace vicus::cpu

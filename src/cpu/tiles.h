@@ -95,14 +95,15 @@ struct LaneMasks {
 };
 
 /// The keys of `sub` inside the packed box `packed`, as runs of adjacent packed rows. Returns the number of runs. The rows
-/// of the box, in row-major order, may lie in a ring of `ring` rows.
+/// of the box, in row-major order or with axis 1 before axis 0, may lie in a ring of `ring` rows.
 inline int make_runs(const Box& packed, const Box& sub, Run* runs, int ring = std::numeric_limits<int>::max(),
-                     const Fold& fold = kNoFold) {
+                     const Fold& fold = kNoFold, bool axis1_first = false) {
   int count = 0;
   const int width = packed.axis[2].size();
+  const int step0 = axis1_first ? 1 : packed.axis[1].size(), step1 = axis1_first ? packed.axis[0].size() : 1;
   const auto place = [&](int i, int j) {
-    const int line = (sub.axis[0].begin + i - packed.axis[0].begin) * packed.axis[1].size() + sub.axis[1].begin + j -
-                     packed.axis[1].begin;
+    const int line =
+        (sub.axis[0].begin + i - packed.axis[0].begin) * step0 + (sub.axis[1].begin + j - packed.axis[1].begin) * step1;
     return (line * width + sub.axis[2].begin - packed.axis[2].begin) % ring;
   };
   const auto add = [&](const Run& run) {

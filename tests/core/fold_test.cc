@@ -130,6 +130,7 @@ std::map<std::string, Problem> problems() {
           {"grouped", grouped},
           {"wide", wide},
           {"frames", windows({9, 12, 13}, {.kernel_size = 5})},
+          {"ring along axis 1", windows({10, 20, 12}, {.kernel_size = 7})},
           {"entries", entries}};
 }
 
@@ -181,6 +182,7 @@ TEST(Fold, GivesWhatTheReferenceGives) {
     if (folds && name != "window of the axis") {
       EXPECT_GE(plan.forward.fold_axis, 0);
       EXPECT_EQ(plan.backward.fold_axis, plan.forward.fold_axis);
+      EXPECT_EQ(plan.forward.roll_axis, p.rank() == 2 || name == "ring along axis 1" ? 1 : 0);
     }
     check(p, false);
     check(p, true);
