@@ -26,6 +26,13 @@ std::optional<std::int64_t> status_bytes(const std::string& field) {
   return {};
 }
 
+/// `field` without the pages of files: programs and libraries are read as they are run, and are nobody's scratch.
+std::optional<std::int64_t> without_files(const std::string& field) {
+  const auto all = status_bytes(field), files = status_bytes("RssFile");
+  if (!all || !files) return std::nullopt;
+  return *all - *files;
+}
+
 }  // namespace
 
 Timing time_calls(const std::function<void()>& call, const TimingOptions& options) {
@@ -48,14 +55,14 @@ Timing time_calls(const std::function<void()>& call, const TimingOptions& option
   return timing;
 }
 
-std::optional<std::int64_t> resident_bytes() { return status_bytes("VmRSS"); }
+std::optional<std::int64_t> resident_bytes() { return without_files("VmRSS"); }
 
 std::optional<std::int64_t> peak_resident_bytes(const std::function<void()>& call) {
   std::ofstream clear("/proc/self/clear_refs");
   clear << "5";  // the peak starts again from what is resident now
   const bool cleared = static_cast<bool>(clear.flush());
   call();
-  return cleared ? status_bytes("VmHWM") : std::nullopt;
+  return cleared ? without_files("VmHWM") : std::nullopt;
 }
 
 }  // namespace vicus::bench

@@ -23,8 +23,8 @@ struct Timing {
 /// A call of a few microseconds is repeated within its sample until the clock's own cost does not matter.
 Timing time_calls(const std::function<void()>& call, const TimingOptions& options);
 
-/// Bytes of this process that are in memory now; empty where the system does not say. The kernel counts in batches of
-/// pages per thread: good to about a quarter MiB.
+/// Bytes of this process that are in memory now, those of files (code) left out; empty where the system does not say. The
+/// kernel counts in batches of pages per thread: good to about a quarter MiB.
 std::optional<std::int64_t> resident_bytes();
 
 /// The most that was resident at any time during `call`.

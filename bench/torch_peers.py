@@ -180,6 +180,9 @@ class Bench:
                 self.made[key] = str(error)
             except Exception as error:  # whatever PyTorch says is the reason
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                # What was compiled before would run uncompiled from now on: it is made again when it is asked for.
+                torch.compiler.reset()
+                self.made = {key: made for key, made in self.made.items() if isinstance(made, str)}
                 self.made[key] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
         made = self.made[key]
         if isinstance(made, str):

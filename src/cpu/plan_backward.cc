@@ -18,7 +18,7 @@ constexpr std::size_t kBlockBytes = 512 << 10;
 constexpr double kSegmentBytes = 3.2 * (1 << 20);
 /// Bytes of all scratch of a thread that a plan aims at, which with what else a call touches stay below 4 MiB, and the fewest
 /// keys of a block for it.
-constexpr std::size_t kScratchBytes = 3510 << 10;
+constexpr std::size_t kScratchBytes = 3712 << 10;
 constexpr int kLeastBlockKeys = 128;
 
 /// Blocks that a relay cuts the keys into, and the fewest keys of one.
