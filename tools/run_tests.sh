@@ -16,6 +16,7 @@ case "$kind" in
   asan)
     # Python itself leaks by design; the C++ tests are checked for leaks.
     preload=("LD_PRELOAD=$(runtime asan)" ASAN_OPTIONS=detect_leaks=0)
+    export LSAN_OPTIONS="suppressions=$PWD/tools/lsan.supp:print_suppressions=0 ${LSAN_OPTIONS:-}"
     ;;
   tsan)
     # Archer tells ThreadSanitizer what OpenMP's barriers and joins order; without it every parallel loop is a report.
