@@ -143,7 +143,8 @@ class ForwardTask {
   // so the lines they need only ever move forward.
   void roll(const Cell& cell, const Box& hull) {
     const int axis = plan_.roll_axis;
-    const int line = static_cast<int>(hull.volume() / hull.axis[axis].size());
+    int line = 1;
+    for (int a = 0; a < geometry::kRank; ++a) line *= a == axis ? 1 : hull.axis[a].size();
     const bool adjacent = axis != 1 || hull.axis[0].size() == 1;  // lines as they lie in the tensor
     ring_ = plan_.pack_keys / line * line;
     finite_ = true;
