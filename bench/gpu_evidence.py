@@ -116,8 +116,7 @@ def earlier(report: dict[str, Any], kind: str, out: Path | None = None) -> dict[
 
 def origins(*reports: dict[str, Any]) -> list[dict[str, str]]:
     """Commit and date of all runs whose results were put together."""
-    one = [[{"commit": r["commit"], "date": r["date"]}] for r in reports]
-    return [run for r, own in zip(reports, one, strict=True) for run in r.get("runs", own)]
+    return [run for r in reports for run in r.get("runs", [{"commit": r["commit"], "date": r["date"]}])]
 
 
 def write(report: dict[str, Any], kind: str, out: Path | None = None) -> Path:

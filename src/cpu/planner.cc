@@ -39,7 +39,8 @@ Cost cost_of(const Problem& p, int rows) {
 /// What a pair of lanes and a shared row of scores costs more than one with a single key, as a share of the latter.
 constexpr double kFoldCost = 0.34;
 
-/// Whether the forward pass can fold windows in tiles of 16 rows. A bias is added key by key.
+/// Whether tiles of kFoldRows can fold windows. A bias is added key by key; with additional tokens there is no ring, which
+/// the forward pass needs for it.
 bool may_fold(const Problem& p) {
   return !p.dense() && !p.rpb && p.additional_tokens == 0 && p.dtype != DType::float64 && folds_f32();
 }

@@ -116,7 +116,8 @@ inline int make_runs(const Box& packed, const Box& sub, Run* runs, int ring = st
   };
   for (int i = 0; i < fold.size(sub, 0); ++i) {
     for (int j = 0; j < fold.size(sub, 1); ++j) {
-      Run line = {place(i, j), sub.axis[2].size(), place(i, j), fold.lanes_of(i, j)};
+      const int start = place(i, j);
+      Run line = {start, sub.axis[2].size(), start, fold.lanes_of(i, j)};
       if (line.others != 0) line.other = fold.axis == 0 ? place(i + fold.period, j) : place(i, j + fold.period);
       while (line.len > 0) {
         add(line.take(std::min(line.len, ring - std::max(line.start, line.other))));
