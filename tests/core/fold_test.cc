@@ -189,6 +189,29 @@ TEST(Fold, GivesWhatTheReferenceGives) {
   }
 }
 
+TEST(Fold, IsCountedTileByTile) {
+  const ForwardPlan plan = choose_plan(windows({21, 23}, {.kernel_size = 7}), {.engine = Engine::cpu}).forward;
+  if (plan.fold_axis < 0) return;  // nothing folds on this machine
+  Grid grid;
+  grid.axis[1] = geometry::neighborhood_axis(21, 7, 1, false);
+  grid.axis[2] = geometry::neighborhood_axis(23, 7, 1, false);
+  std::vector<std::uint64_t> words(kWords), axis_words(kWords);
+  Masks masks(words.data(), axis_words.data());
+  Tile tile;
+  tile.extent = plan.tile.extent;
+  tile.heads = 1;
+  double pairs = 0;
+  for (int j = 0; j < 21; j += tile.extent[1]) {
+    for (int k = 0; k < 23; k += tile.extent[2]) {
+      tile.box = {{{0, 1}, {j, std::min(j + tile.extent[1], 21)}, {k, std::min(k + tile.extent[2], 23)}}};
+      const Box hull = geometry::hull(grid, tile.box);
+      masks.of(grid, tile, hull, plan.fold_axis);
+      pairs += plan.tile.rows * masks.fold().size(hull, 1) * hull.axis[2].size();
+    }
+  }
+  EXPECT_EQ(plan.work.tile_pairs, pairs);
+}
+
 TEST(Fold, IsNotForBiases) {
   Problem p = windows({21, 23}, {.kernel_size = 7});
   const Plan folded = choose_plan(p, {.engine = Engine::cpu});
