@@ -13,11 +13,13 @@ constexpr int kSlab = 64;                       // features of a row of 128 byte
 constexpr int kSlabs = (kHeadDim + kSlab - 1) / kSlab, kValueSlabs = (kHeadDimV + kSlab - 1) / kSlab;
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kWarpgroupThreads = 128;
-constexpr int kThreads = (1 + kWarpgroups) * kWarpgroupThreads;
+constexpr bool kCrowd = kMinBlocks > 1;  // several blocks on a multiprocessor, of one warpgroup each: none but it loads
+constexpr int kThreads = (kCrowd ? kWarpgroups : 1 + kWarpgroups) * kWarpgroupThreads;
 constexpr int kBoxRows = kPositions / kWarpgroups * kTileHeads;  // of a warpgroup's rows, those that are loaded
 constexpr bool kHeadAxis = kRank < 3;  // maps have an axis for heads; otherwise heads follow the features
 
 static_assert(kKeys % 16 == 0 && kKeys <= 256 && kPositions % kWarpgroups == 0 && kBoxRows <= kRows);
+static_assert(!kCrowd || kWarpgroups == 1);
 static_assert(kTileQ[kStackAxis] % kWarpgroups == 0);
 static_assert(kHeadAxis || (kHeadDim % 16 == 0 && kTileHeads == 1));  // features of the next head follow
 

@@ -144,7 +144,10 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   all.part_output = parts.output;
   all.part_logsumexp = parts.logsumexp;
   all.part_rows = parts.rows;
-  kernels.launch(spec, std::min<std::int64_t>(blocks, std::max(plan.gpu.device.multiprocessors, 1)), all);
+  // In a crowd, a block for each tile.
+  const bool crowd = spec.min_blocks > 1;
+  kernels.launch(spec, crowd ? blocks : std::min<std::int64_t>(blocks, std::max(plan.gpu.device.multiprocessors, 1)),
+                 all);
 }
 
 void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args,

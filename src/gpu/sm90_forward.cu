@@ -7,8 +7,12 @@
 // runs under another's products. A turn is passed on once more after a tile's rows are stored, so that the others need not
 // wait for them. Key tiles that no query of a warpgroup sees are skipped by it, those that every query sees are not masked.
 //
+// Of small windows, most of that time is waiting. There several blocks share a multiprocessor, each with one warpgroup and one
+// tile of queries, and products and softmax of a block simply follow each other (kCrowd, sm90_feed.cuh).
+//
 // Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it; kCleared + w, of warpgroup w.
 #include "careful.cuh"
+#include "sm90_feed.cuh"
 #include "sm90_softmax.cuh"
 #include "sm90_store.cuh"
 #include "sm90_tiles.cuh"
@@ -186,6 +190,51 @@ struct Attend {
     --tiles_left;
   }
 
+  // One product after the other: in a crowd, those of other blocks run meanwhile.
+  __device__ __forceinline__ void run_in_crowd() {
+#pragma unroll
+    for (int i = 0; i < kHeadDimV / 2; ++i) p.out[i] = 0;
+    note_windows();
+    const Span(&first)[kRank] = smem.seen[warpgroup][first_row()],
+          (&other)[kRank] = smem.seen[warpgroup][first_row() + 8];
+    ThreadMask columns;
+    if constexpr (kSameColumns) see_columns(first, other, smem.feed.hull.axis[2].begin, columns);
+    mbarrier_wait(smem_address(&smem.query_full[warpgroup]), 0);
+#pragma unroll 1
+    for (; tiles_left > 0; --tiles_left, ring.next()) {
+      mbarrier_wait(smem_address(&smem.key_full[ring.stage]), ring.phase);
+      p.start_scores(ring.stage);
+      wgmma_commit();
+      ThreadMask mask;
+      const KeyWalk& walk = smem.key_tile[ring.stage].walk;
+      if (kSameColumns && !(kAdditional && walk.additional)) see_lines(first, other, walk.origin, columns, mask);
+      else see_keys(first, other, walk, args.additional, mask);
+      wgmma_wait<0>();
+      hold(p.scores);
+      leave(smem.key_empty[ring.stage]);
+      if (sees_any(mask)) {
+        hide_keys(mask, kNothing, p.scores);
+        float factor[2];
+        softmax.step(p.scores, args.scale_log2, factor);
+        if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) p.scale_sums(factor);
+        p.pack_weights();
+      } else {
+#pragma unroll
+        for (int i = 0; i < kKeys / 4; ++i) p.weights[i] = 0;
+      }
+      before = ring;
+      start_sums();
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(p.out);
+      leave(smem.value_empty[ring.stage]);
+      if (threadIdx.x == 0) {
+        feed_key(all, smem);
+        feed_value(all, smem);
+      }
+    }
+  }
+
   __device__ __forceinline__ void run() {
 #pragma unroll
     for (int i = 0; i < kHeadDimV / 2; ++i) p.out[i] = 0;
@@ -316,12 +365,25 @@ struct Attend {
   }
 };
 
-// Blocks of one warpgroup start with as many registers as those of two: more cannot be taken when all may have 255.
-constexpr int kMostThreads = kWarpgroups == 1 ? 3 * kWarpgroupThreads : kThreads;
+// One tile of queries, in a crowd.
+__device__ __forceinline__ void attend_once(const Sm90Args& args, Smem& smem) {
+  if (threadIdx.x == 0) {
+    init_barriers(smem);
+    fence_proxy_async();
+    begin_feed(args, smem);
+  }
+  __syncthreads();
+  const Job& job = smem.job[0][0];
+  if (job.key_tiles == 0) return;
+  Products products(smem, 0);
+  Ring ring;
+  Attend attend{args, args.forward, smem, products, job, 0, ring};
+  attend.run_in_crowd();
+  attend.store();
+}
 
-extern "C" __global__ void __launch_bounds__(kMostThreads, 1) sm90_forward(const __grid_constant__ Sm90Args args) {
-  extern __shared__ __align__(1024) unsigned char dynamic[];
-  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+// One after the other, of those that are the block's.
+__device__ __forceinline__ void attend_all(const Sm90Args& args, Smem& smem) {
   if (threadIdx.x == 0) init_barriers(smem);
   __syncthreads();
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
@@ -344,6 +406,17 @@ extern "C" __global__ void __launch_bounds__(kMostThreads, 1) sm90_forward(const
       pass_turn(warpgroup);
     }
   }
+}
+
+// Blocks of one warpgroup start with as many registers as those of two: more cannot be taken when all may have 255.
+constexpr int kMostThreads = kWarpgroups == 1 && !kCrowd ? 3 * kWarpgroupThreads : kThreads;
+
+extern "C" __global__ void __launch_bounds__(kMostThreads, kMinBlocks)
+    sm90_forward(const __grid_constant__ Sm90Args args) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+  if constexpr (kCrowd) attend_once(args, smem);
+  else attend_all(args, smem);
 }
 
 }  // namespace vicus::gpu

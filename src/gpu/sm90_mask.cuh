@@ -71,6 +71,9 @@ __device__ __forceinline__ void see_keys(const Span (&seen)[kRank], const Positi
   }
 }
 
+// Tiles are as wide as what the queries of a block see along the last axis: all hide the same columns.
+constexpr bool kSameColumns = kRank > 1 && kStep[2] == 1 && kTileKv[2] >= kWindow[2] + kTileQ[2] - 1;
+
 // By what the rows of the thread see, the first and the other one. A tile of additional tokens has them in a row, and every
 // query sees them.
 struct ThreadMask {
@@ -89,6 +92,66 @@ __device__ __forceinline__ void see_keys(const Span (&first)[kRank], const Span 
       asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
     }
   }
+}
+
+// Of all tiles that are not of additional tokens, where they begin at column `origin`.
+__device__ __forceinline__ void see_columns(const Span (&first)[kRank], const Span (&other)[kRank], int origin,
+                                            ThreadMask& columns) {
+  constexpr int kLine = kTileKv[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Span& seen = (half == 0 ? first : other)[kRank - 1];
+    u32 line[(kLine + 31) / 32];
+    set_bits(line, geometry::hi(seen.begin - origin, 0), geometry::lo(seen.end - origin, kLine));
+    repeat_bits<kLine>(line, columns.row[half]);
+#pragma unroll
+    for (int w = 0; w < kMask32; ++w) columns.row[half][w] >>= 2 * (threadIdx.x % 4);
+  }
+}
+// As see_keys, of those columns.
+__device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span (&other)[kRank],
+                                          const Position& origin, const ThreadMask& columns, ThreadMask& mask) {
+  constexpr int kLine = kTileKv[2], kPlane = kTileKv[1] * kLine;
+  const int shift = 2 * (threadIdx.x % 4);
+  const auto in_tile = [&](const Span& seen, int a) {
+    return Span{geometry::lo(geometry::hi(seen.begin - origin.at[a], 0), kTileKv[a]),
+                geometry::lo(geometry::hi(seen.end - origin.at[a], 0), kTileKv[a])};
+  };
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Span(&seen)[kRank] = half == 0 ? first : other;
+    const Span lines = in_tile(seen[kRank - 2], 1);
+    u32 bits[kMask32];
+    if constexpr (kTileKv[0] == 1) {
+      set_bits(bits, lines.begin * kLine - shift, lines.end * kLine - shift);
+    } else {
+      u32 plane[(kPlane + 31) / 32];
+      set_bits(plane, lines.begin * kLine, lines.end * kLine);
+      repeat_bits<kPlane>(plane, bits);
+#pragma unroll
+      for (int w = 0; w < kMask32; ++w) bits[w] >>= shift;
+    }
+    if constexpr (kRank == 3) {
+      const Span planes = in_tile(seen[0], 0);
+      u32 part[kMask32];
+      set_bits(part, planes.begin * kPlane - shift, planes.end * kPlane - shift);
+#pragma unroll
+      for (int w = 0; w < kMask32; ++w) bits[w] &= part[w];
+    }
+#pragma unroll
+    for (int w = 0; w < kMask32; ++w) {
+      mask.row[half][w] = columns.row[half][w] & bits[w];
+      asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
+    }
+  }
+}
+
+// Whether any row of the warp sees a key of the tile.
+__device__ __forceinline__ bool sees_any(const ThreadMask& mask) {
+  u32 any = 0;
+#pragma unroll
+  for (int w = 0; w < kMask32; ++w) any |= mask.row[0][w] | mask.row[1][w];
+  return __any_sync(~0u, any != 0);
 }
 
 __device__ __forceinline__ void hide_keys(const ThreadMask& mask, float hidden, float (&scores)[kKeys / 2]) {

@@ -24,8 +24,11 @@ namespace {
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
 /// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
-/// makes a tile `kMasked` times as slow.
-constexpr double kTileColumns = 42, kSkipColumns = 10, kRowTileColumns = 300, kMasked = 1.35;
+/// makes a tile `masked` times as slow.
+struct Costs {
+  double tile, skip, rows, masked;
+};
+constexpr Costs kInTurn = {42, 10, 300, 1.35}, kInCrowd = {69, 0, 134, 1};
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
@@ -116,7 +119,7 @@ class BoxSearch {
   }
 
   void consider(const BoxShape& shape, const Extent& box, int heads, int axis) {
-    if (!loadable(box)) return;
+    if (!loadable(box) || (shape.blocks > 1 && p_.rank() == 1)) return;
     // The last warpgroup would have no rows, where there are any.
     const int length = longest_.at(static_cast<std::size_t>(axis));
     const bool idle = length > 0 && (shape.warpgroups - 1) * box.at(static_cast<std::size_t>(axis)) >= length;
@@ -127,7 +130,7 @@ class BoxSearch {
     k.row_blocks = 1;
     k.stages = shape.stages;
     k.second_stages = shape.second_stages;
-    k.blocks_per_multiprocessor = 1;
+    k.blocks_per_multiprocessor = shape.blocks;
     k.stack_axis = axis;
     k.ping_pong = shape.ping_pong;
     k.tile.rows = kRows * shape.warpgroups;
@@ -162,12 +165,14 @@ class BoxSearch {
     const double blocks = row_tiles * (of_keys() ? static_cast<double>(p_.heads_kv) : heads);
     const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
+    const bool crowd = shape.blocks > 1;
+    const Costs& costs = crowd ? kInCrowd : kInTurn;
     const double work =
-        (seen + (kMasked - 1) * masked) * (count + kTileColumns) + (n.hull - n.seen) * heads * kSkipColumns;
+        (seen + (costs.masked - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
     const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
     const auto cost_of = [&](int parts) {
       const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
-      const double waves = blocks * parts / multiprocessors;
+      const double waves = blocks * parts / (multiprocessors * shape.blocks);
       const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
       const double merge =
           parts == 1 ? 0 : multiprocessors * kMergeKeys + kByteKeys * static_cast<double>(parts_bytes(p_, parts));
@@ -175,12 +180,12 @@ class BoxSearch {
       const double tiles = waves <= 1 ? n.most + more : tiles_of_block;
       const bool even = tiles_of_block == 0 || (waves > 1 && parts == 1);
       const double longest = even ? 1 : std::ceil(tiles / parts) * parts / tiles_of_block;
-      return shape.warpgroups * shape.slowness * idle * (longest * work + blocks * parts * kRowTileColumns) + merge;
+      return shape.warpgroups * shape.slowness * idle * (longest * work + blocks * parts * costs.rows) + merge;
     };
     k.key_parts = 1;
     double cost = cost_of(1);
     // Three warpgroups have too few registers for that with three axes.
-    const bool divisible = kernel_ == Kernel::sm90_forward && (p_.rank() < 3 || shape.warpgroups < 3);
+    const bool divisible = kernel_ == Kernel::sm90_forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
     const int most_parts = divisible ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
     for (int parts = 2; parts <= most_parts; ++parts) {
       if (cost_of(parts) >= cost) continue;
@@ -196,7 +201,10 @@ class BoxSearch {
     spec.head_dim_v = static_cast<int>(p_.head_dim_v);
     set_tiles(spec, k);
     k.shared_bytes = shared_bytes(spec);
-    if (k.shared_bytes > plan_.gpu.device.shared_bytes_per_block) return;
+    // A block takes 1 KiB more of what a multiprocessor has.
+    constexpr int kOfBlock = 1024;
+    const int most = plan_.gpu.device.shared_bytes_per_block;
+    if (shape.blocks * (k.shared_bytes + kOfBlock) > most + kOfBlock) return;
     found.cost = cost;
     k.blocks = static_cast<std::int64_t>(blocks);
     k.work = {plan_.mask_pairs, seen * count * k.tile.rows};

@@ -16,11 +16,22 @@ struct BoxShape {
   double slowness;        // time of a product, relative
   int head_dims = 512;    // the most of both head dims together
   int second_stages = 0;  // gradients: of columns of the second product, where they come apart
+  /// On a multiprocessor. Several, a crowd: one warpgroup each takes one tile of queries, and masks every tile of keys. Of
+  /// windows on two and three axes, not with parts of the keys.
+  int blocks = 1;
 };
 inline constexpr BoxShape kForwardShapes[] = {
-    {64, 3, 48, 128, 2, true, 1.0},   {64, 2, 48, 176, 2, false, 1.1},  {64, 1, 48, 176, 2, false, 1.4},
-    {128, 2, 48, 176, 2, true, 1.0},  {128, 1, 48, 176, 2, false, 1.4}, {192, 2, 32, 112, 2, false, 1.0},
-    {192, 1, 32, 112, 2, false, 1.3}, {256, 2, 32, 80, 2, false, 1.0},  {256, 1, 32, 80, 2, false, 1.3},
+    {64, 3, 48, 128, 2, true, 1.0},
+    {64, 2, 48, 176, 2, false, 1.1},
+    {64, 1, 48, 176, 2, false, 1.4},
+    {64, 1, 32, 80, 2, false, 1.11, 512, 0, 4},
+    {64, 1, 96, 96, 2, false, 1.11, 512, 0, 3},
+    {128, 2, 48, 176, 2, true, 1.0},
+    {128, 1, 48, 176, 2, false, 1.4},
+    {192, 2, 32, 112, 2, false, 1.0},
+    {192, 1, 32, 112, 2, false, 1.3},
+    {256, 2, 32, 80, 2, false, 1.0},
+    {256, 1, 32, 80, 2, false, 1.3},
 };
 inline constexpr BoxShape kQueriesShapes[] = {
     {64, 3, 48, 80, 3, false, 1.0},          {64, 2, 48, 96, 3, false, 1.2},

@@ -78,6 +78,14 @@ struct KeyTile {
   TileUse use[kWarpgroups];
 };
 
+// What is to be loaded next, in a crowd: sm90_feed.cuh.
+struct Feed {
+  KeyWalk walk;
+  Box hull;
+  Ring keys, values;
+  int keys_left = 0, values_left = 0;
+};
+
 struct alignas(1024) Smem {
   u16 query[kWarpgroups][kSlabs][kRows * kSlab];
   u16 key[kStages][kSlabs][kKeys * kSlab];
@@ -89,6 +97,7 @@ struct alignas(1024) Smem {
   KeyTile key_tile[kStages];
   Box hull[kWarpgroups], core[kWarpgroups];  // of the queries that are being loaded
   Span seen[kWarpgroups][kRows][kRank];      // keys of each row, per axis
+  Feed feed;
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
@@ -162,36 +171,58 @@ __device__ __forceinline__ void load_keys(const TensorMap& map, const TensorMap&
       more ? walk.origin : token_of(cell, walk.origin, cell.first_key), more ? 1 : kDilation[2]);
 }
 
+__device__ __forceinline__ int additional_tiles(const ForwardArgs& args) {
+  return kAdditional ? geometry::ceil_div(args.additional, kKeys) : 0;
+}
+
+constexpr int kTokenBytes = kSlab * 2;
+
+__device__ __forceinline__ void load_key(const Sm90Args& args, Smem& smem, const Cell& cell, int kv_head,
+                                         const KeyWalk& walk, Ring& keys) {
+  const u64& full = smem.key_full[keys.stage];
+  mbarrier_wait(smem_address(&smem.key_empty[keys.stage]), keys.phase ^ 1);
+  KeyTile& note = smem.key_tile[keys.stage];
+  note.walk = walk;
+  if constexpr (kRagged) {
+    note.present =
+        kAdditional && walk.additional ? kKeys : geometry::lo(cell.grid.axis[2].keys - walk.origin.at[2], kKeys);
+  }
+  for (int w = 0; w < kWarpgroups && !kCrowd; ++w) {
+    note.use[w] = use_of(smem.hull[w], smem.core[w], walk, args.forward.additional);
+  }
+  mbarrier_expect(smem_address(&full), kSlabs * kKeys * kTokenBytes);
+  load_keys<kSlabs>(args.key, args.additional_key, smem.key[keys.stage][0], full, cell, kv_head, args.forward.key,
+                    args.forward.additional_keys, walk);
+  keys.next();
+}
+
+__device__ __forceinline__ void load_value(const Sm90Args& args, Smem& smem, const Cell& cell, int kv_head,
+                                           const KeyWalk& walk, Ring& values) {
+  const u64& full = smem.value_full[values.stage];
+  mbarrier_wait(smem_address(&smem.value_empty[values.stage]), values.phase ^ 1);
+  mbarrier_expect(smem_address(&full), kValueSlabs * kKeys * kTokenBytes);
+  load_keys<kValueSlabs>(args.value, args.additional_value, smem.value[values.stage][0], full, cell, kv_head,
+                         args.forward.value, args.forward.additional_values, walk);
+  values.next();
+}
+
+// The box of queries of a warpgroup.
+__device__ __forceinline__ void load_query(const Sm90Args& args, Smem& smem, const Cell& cell, const QueryTile& tile,
+                                           int warpgroup) {
+  constexpr int kLine = box_extent(2), kPieces = kRank == 1 ? pieces_of(kLine, kDilation[2]) : 1,
+                kPiece = kLine / kPieces;
+  const u64& full = smem.query_full[warpgroup];
+  mbarrier_expect(smem_address(&full), kSlabs * kBoxRows * kTokenBytes);
+  load_box<kSlabs, kRows, kPieces, kPiece, kPiece * kTileHeads>(
+      args.query, smem.query[warpgroup][0], full, cell.batch, tile.head, args.forward.query.head,
+      token_of(cell, box_origin(tile, warpgroup), cell.first_query), kDilation[2]);
+}
+
 // The one thread that calls the copy engine. Key tiles run one ahead of value tiles, as the math does.
 __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
-  constexpr int kTokenBytes = kSlab * 2, kLine = box_extent(2);
-  constexpr int kPieces = kRank == 1 ? pieces_of(kLine, kDilation[2]) : 1, kPiece = kLine / kPieces;
   const ForwardArgs& f = args.forward;
   Ring keys, values;
   u32 parity = 0;  // of tiles of queries
-  const auto load_key = [&](const Cell& cell, const QueryTile& tile, const KeyWalk& walk) {
-    const u64& full = smem.key_full[keys.stage];
-    mbarrier_wait(smem_address(&smem.key_empty[keys.stage]), keys.phase ^ 1);
-    KeyTile& note = smem.key_tile[keys.stage];
-    note.walk = walk;
-    if constexpr (kRagged) {
-      note.present =
-          kAdditional && walk.additional ? kKeys : geometry::lo(cell.grid.axis[2].keys - walk.origin.at[2], kKeys);
-    }
-    for (int w = 0; w < kWarpgroups; ++w) note.use[w] = use_of(smem.hull[w], smem.core[w], walk, f.additional);
-    mbarrier_expect(smem_address(&full), kSlabs * kKeys * kTokenBytes);
-    load_keys<kSlabs>(args.key, args.additional_key, smem.key[keys.stage][0], full, cell, tile.kv_head, f.key,
-                      f.additional_keys, walk);
-    keys.next();
-  };
-  const auto load_value = [&](const Cell& cell, const QueryTile& tile, const KeyWalk& walk) {
-    const u64& full = smem.value_full[values.stage];
-    mbarrier_wait(smem_address(&smem.value_empty[values.stage]), values.phase ^ 1);
-    mbarrier_expect(smem_address(&full), kValueSlabs * kKeys * kTokenBytes);
-    load_keys<kValueSlabs>(args.value, args.additional_value, smem.value[values.stage][0], full, cell, tile.kv_head,
-                           f.value, f.additional_values, walk);
-    values.next();
-  };
   const auto publish = [&](int w, const Job& job) {
     mbarrier_wait(smem_address(&smem.query_empty[w]), parity ^ 1);
     smem.job[w][parity] = job;
@@ -208,7 +239,7 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;
     const Box hull = note_hulls(smem, cell, tile);
-    job.key_tiles = key_tiles_of(hull) + (kAdditional ? geometry::ceil_div(f.additional, kKeys) : 0);
+    job.key_tiles = key_tiles_of(hull) + additional_tiles(f);
     KeyWalk walk;
     if constexpr (kKeyParts) {
       take_part(job, n % parts, parts);
@@ -216,22 +247,19 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     } else {
       walk.begin(hull);
     }
-    if (job.key_tiles > 0) load_key(cell, tile, walk);
+    if (job.key_tiles > 0) load_key(args, smem, cell, tile.kv_head, walk, keys);
     for (int w = 0; w < kWarpgroups; ++w) {
       publish(w, job);
-      mbarrier_expect(smem_address(&smem.query_full[w]), kSlabs * kBoxRows * kTokenBytes);
-      load_box<kSlabs, kRows, kPieces, kPiece, kPiece * kTileHeads>(
-          args.query, smem.query[w][0], smem.query_full[w], cell.batch, tile.head, f.query.head,
-          token_of(cell, box_origin(tile, w), cell.first_query), kDilation[2]);
+      load_query(args, smem, cell, tile, w);
     }
     parity ^= 1;
     for (int t = 1; t < job.key_tiles; ++t) {
       const KeyWalk before = walk;
       walk.next(hull);
-      load_key(cell, tile, walk);
-      load_value(cell, tile, before);
+      load_key(args, smem, cell, tile.kv_head, walk, keys);
+      load_value(args, smem, cell, tile.kv_head, before, values);
     }
-    if (job.key_tiles > 0) load_value(cell, tile, walk);
+    if (job.key_tiles > 0) load_value(args, smem, cell, tile.kv_head, walk, values);
   }
   for (int w = 0; w < kWarpgroups; ++w) {
     Job none;

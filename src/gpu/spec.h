@@ -100,7 +100,7 @@ struct Spec {
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
   /// With those that load boxes.
-  [[nodiscard]] int threads() const { return 32 * warps + (loads_boxes(kernel) ? 128 : 0); }
+  [[nodiscard]] int threads() const { return 32 * warps + (loads_boxes(kernel) && min_blocks == 1 ? 128 : 0); }
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }

@@ -125,10 +125,11 @@ def run(problem, t: dict, engine: str, deterministic=True, turned=False, **optio
 
 
 def launched() -> list[str]:
-    """Names of the kernels since the last call of this, in order."""
+    """Of the kernels since the last call of this, in order: names, and "name/threads" of a block."""
     lines = LOG.read_text().splitlines() if LOG.exists() else []
     LOG.unlink(missing_ok=True)
-    return [line.split()[1] for line in lines if line.startswith("launch ")]
+    words = [line.split()[1:3] for line in lines if line.startswith("launch ")]
+    return [name for name, threads in words for name in (name, f"{name}/{threads}")]
 
 
 def compare_all(found: dict, ref, peer, noise) -> float:

@@ -94,6 +94,15 @@ TILES = [
     (na((9, 12, 12), 5, dim=128, heads=1, causal=1), (2, 8, 8), (6, 1, 24)),
     (dense(300, 250, "top_left", dim=256, heads=1), (1, 1, 64), (1, 1, 80)),
 ]
+# Tiles of keys that only kernels with several blocks on a multiprocessor have: a warpgroup without one that loads.
+CROWDS = {
+    "2d": (na((19, 22), 5, heads=1), (1, 8, 8), (1, 2, 16)),
+    "2d, several tiles a line": (na((30, 41), (9, 13), heads=4, additional_tokens=35, **MIXED), (1, 16, 4), (1, 4, 8)),
+    "2d, grouped": (na((17, 25), 7, (1, 2), heads=4, kv=1, dim=40, **f16), (1, 4, 4), (1, 2, 16)),
+    "2d, causal": (na((19, 22), (5, 6), causal=(1, 1), heads=1, additional_tokens=3), (1, 8, 8), (1, 2, 16)),
+    "3d": (na((7, 9, 10), (3, 4, 5), heads=1, additional_tokens=40), (4, 4, 4), (2, 2, 8)),
+    "3d, mixed": (na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), dim=48, **f16), (2, 4, 8), (1, 2, 16)),
+}
 # Small tiles of keys, of which there are enough for several parts.
 PARTED = {
     "2d": (na((25, 27), (21, 22), causal=(1, 0), heads=1, batch=1), (1, 8, 8), (1, 6, 8)),
@@ -153,6 +162,13 @@ def test_tiles_of_engine_sm90(elsewhere, problem, queries, keys):
     elsewhere(emulated.check, case, "sm90", expected=("sm90_forward",), tile_q=queries, tile_kv=keys)
 
 
+@pytest.mark.parametrize("name", CROWDS)
+def test_crowds_of_engine_sm90(elsewhere, name):
+    problem, queries, keys = CROWDS[name]
+    expected = ("sm90_forward/128",)
+    elsewhere(emulated.check, Case(name, problem), "sm90", expected=expected, tile_q=queries, tile_kv=keys)
+
+
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("style", STYLES)
 def test_places_in_memory(elsewhere, style, engine):
@@ -189,6 +205,12 @@ def test_lists_of_lengths(elsewhere, case, engine):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_keys_outside_a_window_have_no_influence(elsewhere, case, engine, deterministic):
     elsewhere(emulated.check_outside, case, engine, deterministic)
+
+
+def test_keys_outside_a_window_have_no_influence_in_crowds(elsewhere):
+    tiles = {"tile_q": (1, 8, 8), "tile_kv": (1, 2, 16)}
+    case = Case("2d", na((16, 17), 5, heads=1, batch=1))
+    elsewhere(emulated.check_outside, case, "sm90", expected=("sm90_forward/128",), **tiles)
 
 
 def test_keys_outside_a_window_have_no_influence_in_parts(elsewhere):

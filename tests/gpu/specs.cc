@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -178,6 +179,7 @@ void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& 
 // Problems of engine sm90, some with tiles.
 struct BoxCase : Case {
   std::array<int, 3> tile_q{}, tile_kv{};
+  bool crowd = false;  // several blocks on a multiprocessor
 };
 
 std::vector<BoxCase> box_cases() {
@@ -214,6 +216,30 @@ std::vector<BoxCase> box_cases() {
       add(d, d, {3000}, causal);
       list.back().tile_q = {0, 0, rows};
       list.back().tile_kv = {0, 0, keys};
+    }
+  }
+  // The longest tiles of crowds, and short ones.
+  struct Crowd {
+    std::array<int, 3> tile_q, tile_kv;
+  };
+  constexpr Crowd kCrowds[] = {
+      {{1, 8, 8}, {1, 4, 20}}, {{1, 8, 8}, {1, 4, 24}}, {{1, 16, 4}, {1, 5, 16}}, {{1, 4, 16}, {1, 10, 8}},
+      {{1, 8, 8}, {1, 2, 16}}, {{4, 4, 4}, {2, 4, 12}}, {{2, 4, 8}, {1, 5, 16}},  {{4, 4, 4}, {6, 4, 4}},
+  };
+  for (const std::int64_t d : {64, 40, 16}) {
+    for (const Crowd& crowd : kCrowds) {
+      const bool volume = crowd.tile_q[0] > 1;
+      if (volume && d == 40) continue;
+      for (const bool plain : {true, false}) {
+        Neighborhood mask{.kernel_size = volume ? 6 : 13};
+        if (!plain) mask.is_causal = volume ? AxisValues{1, 0, 1} : AxisValues{0, 1};
+        if (!plain) mask.dilation = 2;
+        add(d, d, volume ? AxisValues{24, 32, 40} : AxisValues{128, 136}, mask, plain ? 0 : 9);
+        list.back().tile_q = crowd.tile_q;
+        list.back().tile_kv = crowd.tile_kv;
+        list.back().crowd = true;
+        list.back().problem.heads_kv = list.back().problem.heads;  // otherwise two heads share a tile
+      }
     }
   }
   // Packed sequences and padded keys, heads in one tile, keys in parts, lines in pieces.
@@ -255,12 +281,14 @@ std::vector<BoxCase> box_cases() {
 
 void compile_boxes(const BoxCase& c, const GpuTarget& target) {
   Plan plan = choose_plan(c.problem, {.engine = Engine::sm90, .tile_q = c.tile_q, .tile_kv = c.tile_kv, .gpu = target});
+  if (c.crowd && plan.gpu.forward.blocks_per_multiprocessor < 2) throw std::logic_error(c.name + " is no crowd");
   for (const bool logsumexp : {false, true}) {
     compile(c.name, target, gpu::spec_of(plan, gpu::Kernel::sm90_forward, logsumexp, true, c.bias_type),
             {{"work_ratio", plan.gpu.forward.work.ratio()}});
     if (c.problem.dense()) break;
   }
   for (const bool deterministic : {false, true}) {
+    if (c.crowd) break;  // of the forward pass only
     PlanOptions options = {.engine = Engine::sm90, .gpu = target};
     options.backward.deterministic = deterministic;
     const GpuGradientPlan& gradients = (plan = choose_plan(c.problem, options)).gpu.backward;

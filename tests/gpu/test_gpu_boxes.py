@@ -67,12 +67,12 @@ def test_random_problem(seed):
 
 
 def report(p, t, how):
-    """Names of the kernels of a call."""
+    """The kernels of a call."""
     lists_of = () if p.dense else (p.mask.kernel_size, p.mask.stride, p.mask.dilation, p.mask.is_causal)
     mask = [int(n) for values in lists_of for n in values]
     causal = {"none": 0, "top_left": 1, "bottom_right": 2}[p.mask.causal] if p.dense else 0
     lines = torch.ops.vicus.gpu_report(t["query"], t["key"], t["value"], mask, causal, how, False)
-    return [json.loads(line)["name"] for line in lines[1:]]
+    return [json.loads(line) for line in lines[1:]]
 
 
 # Head dim, rows of query tiles, most and least keys: src/gpu/sm90_shapes.h.
@@ -114,9 +114,35 @@ def test_every_tile(dim, queries, keys):
             else neighborhood((17, 19, 23), (5, 9, 12), (1, 2, 4), (2, 1, 1), (1, 0, 0), **kind)
         )
         more = [dataclasses.replace(p, mask=dataclasses.replace(p.mask, is_causal=[0] * rank), additional_tokens=37)]
-    assert report(p, tensors(Case("", p)), how)[0].startswith("sm90_forward")
+    assert report(p, tensors(Case("", p)), how)[0]["name"].startswith("sm90_forward")
     for i, problem in enumerate([p, *more]):
         check_forward(Case("tile", problem, seed=i), how)
+
+
+# Several blocks on a multiprocessor, where there are enough of them: tiles of queries and keys, as the planner chooses.
+na = neighborhood
+mixed = {"additional_tokens": 37, "heads": 8, "kv": 8, "dtype": "float16"}
+VOLUME = (2, 4, 8), (1, 5, 16)
+CROWDS = {
+    "window 13": (na((56, 55), 13, heads=4, batch=8), (8, 8), (4, 20)),
+    "window 16": (na((63, 64), 16, heads=8, batch=4), (8, 8), (4, 24)),
+    "tall tiles": (na((96, 70), (16, 13), (2, 1), (1, 2), (1, 0), dim=48, batch=4, **mixed), (16, 4), (5, 16)),
+    "wide tiles": (na((70, 96), 11, (1, 2), batch=6, dim=64, **mixed), (4, 16), (10, 8)),
+    "short tiles": (na((80, 80), 7, causal=(1, 1), heads=4, batch=4, dim=32), (8, 8), (2, 16)),
+    "volume": (na((8, 32, 33), (4, 8, 8), heads=4, batch=4), (4, 4, 4), (2, 4, 12)),
+    "volume, planes": (na((9, 31, 32), (4, 8, 7), (1, 2, 1), (1, 1, 2), (1, 0, 0), batch=3, **mixed), *VOLUME),
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_crowd(name):
+    p, *tiles = CROWDS[name]
+    how = by_engine("sm90", *((*(0,) * (3 - len(tile)), *tile) for tile in tiles))
+    case = Case(name, p)
+    kernel = report(p, tensors(case), how)[0]
+    assert kernel["name"].startswith("sm90_forward") and kernel["threads"] == 128
+    assert kernel["blocks_per_multiprocessor"] >= 3
+    check_forward(case, how)
 
 
 PARTS = {
@@ -146,7 +172,7 @@ def test_keys_in_parts(name):
     case = Case(name, PARTS[name], seed=3)
     p = case.problem
     if not (p.additional_tokens or (p.dense and p.mask.window_left >= 0)):  # which the report does not know
-        assert any(kernel.startswith("merge_parts") for kernel in report(p, tensors(case), ENGINE))
+        assert any(kernel["name"].startswith("merge_parts") for kernel in report(p, tensors(case), ENGINE))
     for variation in variations(case, 4):
         check_forward(variation, ENGINE)
 
@@ -191,6 +217,8 @@ EXACT = {
     "dense wide": dense(700, 900, heads=4, dim=256),
     "2d": neighborhood((70, 71), 30, heads=8, dim=128),
     "3d": neighborhood((8, 20, 24), (5, 8, 9), causal=(1, 0, 0), heads=8, dim=64, additional_tokens=3),
+    "crowd": CROWDS["window 13"][0],
+    "crowd, 3d": CROWDS["volume, planes"][0],
     "parts": PARTS["one query, grouped"],
     "2d, parts": PARTS["2d, causal"],
     "3d, parts": PARTS["3d"],
