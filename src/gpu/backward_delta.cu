@@ -17,18 +17,7 @@ extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_c
   if (exists) {
     const u16* output = static_cast<const u16*>(args.output.data) + row.of(args.output);
     const u16* grad = static_cast<const u16*>(args.grad_output.data) + row.of(args.grad_output);
-    if constexpr (kVectors) {
-      for (int f = 8 * lane; f < kHeadDimV; f += 8 * kLanes) {
-        const uint4 x = *reinterpret_cast<const uint4*>(output + f), y = *reinterpret_cast<const uint4*>(grad + f);
-        const u32 left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
-        for (int i = 0; i < 4; ++i) {
-          sum += Half::unpack(static_cast<u16>(left[i])) * Half::unpack(static_cast<u16>(right[i]));
-          sum += Half::unpack(static_cast<u16>(left[i] >> 16)) * Half::unpack(static_cast<u16>(right[i] >> 16));
-        }
-      }
-    } else {
-      for (int f = lane; f < kHeadDimV; f += kLanes) sum += Half::unpack(output[f]) * Half::unpack(grad[f]);
-    }
+    sum = dot_rows<kLanes>(output, grad, lane);
   }
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (!exists || lane != 0) return;

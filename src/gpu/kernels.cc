@@ -53,8 +53,9 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   }
   if (boxes) {
     const bool summed = g.backward.add_queries && call.grad_query;
-    add(Kernel::delta);
-    if (call.grad_query && !summed) add(Kernel::sm90_queries);
+    const Spec queries = call.grad_query && !summed ? of(Kernel::sm90_queries) : Spec{};
+    if (!queries.makes_statistics()) add(Kernel::delta);
+    if (call.grad_query && !summed) list.add(queries);
     if (call.grad_keys || summed) add(Kernel::sm90_keys);
     if (call.grad_values && g.backward.values.tile.rows > 0) add(Kernel::sm90_values);
     if (summed) add(Kernel::convert);
@@ -64,9 +65,8 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   }
   const bool summed = portable.add_queries && call.grad_query;  // by the kernels of keys
   const bool own = !portable.add_queries && call.grad_query;
-  // Where warps meet parts of tiles, statistics are made by the kernel for queries.
   const Spec queries = own ? of(Kernel::queries) : Spec{};
-  if (!queries.meets_parts()) add(Kernel::delta);
+  if (!queries.makes_statistics()) add(Kernel::delta);
   if (own) list.add(queries);
   if (call.grad_keys || summed) add(Kernel::keys);
   if (p.additional_tokens > 0 && (call.grad_additional || summed)) add(Kernel::additional);

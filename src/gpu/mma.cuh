@@ -19,6 +19,10 @@ __device__ __forceinline__ void cp_async_8(u32 smem, const void* global, bool pr
   const int bytes = present ? 8 : 0;
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(smem), "l"(global), "r"(bytes) : "memory");
 }
+__device__ __forceinline__ void cp_async_4(u32 smem, const void* global, bool present) {
+  const int bytes = present ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {

@@ -312,8 +312,9 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 /// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
-  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md).
-  constexpr double kFaster = 1.75, kGradientsFaster = 1.45;
+  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md). Gradients by several
+  // blocks on a multiprocessor: least.
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kCrowdsFaster = 2.1;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -335,7 +336,9 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   }
   GpuGradientPlan gradients = plan_box_gradients(plan, asked);
   const bool plain = g.backward.keys.family == GpuKernels::plain;  // which are slower in any case
-  const double faster = plain ? std::numeric_limits<double>::infinity() : kGradientsFaster;
+  const double faster = plain                                          ? std::numeric_limits<double>::infinity()
+                        : gradients.keys.blocks_per_multiprocessor > 1 ? kCrowdsFaster
+                                                                       : kGradientsFaster;
   if (chosen(gradients.keys.tile.rows > 0, gradient_products(gradients), gradient_products(g.backward), faster)) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;

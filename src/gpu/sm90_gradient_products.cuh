@@ -6,8 +6,9 @@
 namespace vicus::gpu {
 
 // Where S, dP and the packed P of a tile would not fit into registers together, P is packed where it lies, and its sums
-// start late. Where registers are left, dS stays in them as well as in shared memory.
-constexpr bool kPacksLate = kAdds && kColumns > 64, kKeepsGrads = kAdds && !kPacksLate && kRank < 3;
+// start late. Where registers are left, dS stays in them as well as in shared memory; where several blocks share a
+// multiprocessor, it goes nowhere else.
+constexpr bool kPacksLate = kAdds && kColumns > 64, kKeepsGrads = kCrowd || (kAdds && !kPacksLate && kRank < 3);
 
 // Where operands are, in units of 16 bytes: everything from one register.
 constexpr int kUnit = 16;
@@ -61,9 +62,10 @@ struct Products {
     start_scores<kDv>(grads, operand(0, 16) + row, operand(0, 16) + second_at(stage));
   }
 
-  __device__ __forceinline__ void pack(const float (&d)[kColumns / 2]) {
+  __device__ __forceinline__ void pack(const float (&d)[kColumns / 2]) { pack(d, weights); }
+  __device__ __forceinline__ void pack(const float (&d)[kColumns / 2], u32 (&to)[kColumns / 4]) {
 #pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) weights[i] = Half::pack(d[2 * i], d[2 * i + 1]);
+    for (int i = 0; i < kColumns / 4; ++i) to[i] = Half::pack(d[2 * i], d[2 * i + 1]);
   }
   // second_out += P . columns, in flight; P is in `weights`
   __device__ __forceinline__ void start_second_sums(int stage) {

@@ -15,6 +15,7 @@
 namespace vicus::gpu {
 
 constexpr int kColumns = kKeys;
+constexpr int kTokenBytes = kSlab * 2;  // of a token, in a slab
 // Of a long line few tiles are masked. One kernel for all gradients has no registers left to keep a mask of 128 columns.
 constexpr Copies kCopies = kOfKeys && kAddQueries && kColumns > 64 && copies_of_step(false) == Copies::masked
                                ? Copies::asked
@@ -25,9 +26,15 @@ constexpr int kStatisticsWarps = kColumns % 96 == 0   ? 3
                                  : kColumns > 32      ? 2
                                                       : 1;
 constexpr bool kOfQueries = !kOfKeys;
+// In a crowd, warp 0 of the math calls the copy engine, the last two warps bring statistics of queries.
+constexpr int kCopyWarps = 2, kFirstCopyWarp = 4 - kCopyWarps;
+// Arrivals that a stage waits for: of its boxes, and of those who bring statistics of its queries.
+constexpr int kStageArrivals = 1 + (kOfQueries ? 0 : kCrowd ? 32 * kCopyWarps : kStatisticsWarps);
 constexpr bool kSumsBoth = kSumsFirst && kSumsSecond;
 constexpr bool kApart = kSecondStages > 0;
 static_assert(kOfQueries ? !kSumsSecond : kApart != kSumsBoth);
+// A tile is masked whatever it is to the rows; none is seen by none of them.
+constexpr bool kAlwaysMasked = kCrowd && kCopies == Copies::masked;
 using SecondRing = RingOf<kApart ? kSecondStages : kStages>;
 constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
 // Columns that follow the last one of a sequence are those of others, or padding.
@@ -44,24 +51,12 @@ __device__ __forceinline__ constexpr int seen_before(int axis) {
   for (int a = kFirstAxis; a < axis; ++a) positions += box_extent(a);
   return positions;
 }
-static_assert(!kAdds || (kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
+static_assert(!kAdds || (!kCrowd && kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
 
 __device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
 // The columns that a row sees.
 __device__ __forceinline__ Span columns_of_row(const Axis& axis, int row) {
   return kOfKeys ? geometry::queries_of(axis, {row, row + 1}) : geometry::window(axis, row);
-}
-// Those that any of the rows sees, or that all see: what a row sees begins and ends no earlier than what the one before sees.
-__device__ __forceinline__ Span columns_of_rows(const Axis& axis, Span rows, bool of_all) {
-  if (rows.empty()) return {0, 0};
-  Span span = {0, columns_of(axis)};
-#pragma unroll 1
-  for (int end = 0; end < 2; ++end) {
-    const Span one = columns_of_row(axis, (end == 0) == of_all ? rows.end - 1 : rows.begin);
-    if (end == 0) span.begin = one.begin;
-    else span.end = one.end;
-  }
-  return {span.begin, geometry::hi(span.begin, span.end)};
 }
 // Rows that are stored: padded keys, which nobody sees, too.
 __device__ __forceinline__ int rows_of(const BackwardArgs& args, const Axis& axis) {
@@ -89,7 +84,7 @@ struct alignas(1024) Smem {
   u16 second[kApart ? kSecondStages : kStages][kValueSlabs][kColumns * kSlab];
   // Gradients of the logits: rows of keys, by warpgroup; columns of queries, 64 in a slab. Two, so that all warps are done
   // with one before any writes it again; one where barriers see to that.
-  u16 grad_scores[kAdds ? 1 : 2][kWarpgroups][kGradSlabs][kSumsBoth ? kRows * kSlab : 8];
+  u16 grad_scores[kAdds ? 1 : 2][kWarpgroups][kGradSlabs][kSumsBoth && !kCrowd ? kRows * kSlab : 8];
   float sums[kAdds ? kSumSlabs : 1][kAdds ? kColumns * kSumSlab : 4];  // sm90_query_sums.cuh
   // Of the queries of a stage.
   float lse[kStages][kOfKeys ? kColumns : 1], delta[kStages][kOfKeys && kSumsFirst ? kColumns : 1];
@@ -110,24 +105,39 @@ struct alignas(1024) Smem {
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
+// By one thread, those of dQ's sums apart.
+__device__ __forceinline__ void init_barriers(Smem& smem) {
+  mbarrier_init(smem_address(&smem.rows_full), 2);
+  for (int s = 0; s < kStages; ++s) {
+    mbarrier_init(smem_address(&smem.full[s]), kStageArrivals);
+    mbarrier_init(smem_address(&smem.empty[s]), kWarpgroups * 4);
+  }
+  for (int s = 0; s < kSecondStages; ++s) {
+    mbarrier_init(smem_address(&smem.second_full[s]), 1);
+    mbarrier_init(smem_address(&smem.second_empty[s]), kWarpgroups * 4);
+  }
+  fence_mbarrier_init();
+}
+
 __device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
   const BackwardArgs& args = all.backward;
   RowTile rows;
-  int block = static_cast<int>(blockIdx.x), at[3] = {0, 0, 0};
+  u32 block = blockIdx.x;
+  int at[3] = {0, 0, 0};
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
-    const int tiles = kPacked ? all.places : args.work.tiles[a];
-    at[a] = block % tiles;
+    const u32 tiles = kPacked ? all.places : args.work.tiles[a];
+    at[a] = static_cast<int>(block % tiles);
     block /= tiles;
     // The longest first: later queries see more keys, earlier keys are seen by more queries.
-    if (kOfQueries && (kDense || kCausal[a])) at[a] = tiles - 1 - at[a];
+    if (kOfQueries && (kDense || kCausal[a])) at[a] = static_cast<int>(tiles) - 1 - at[a];
   }
-  const int heads = kOfKeys ? args.heads_kv : args.heads;
+  const u32 heads = kOfKeys ? args.heads_kv : args.heads;
   rows.group = args.heads / args.heads_kv;
-  rows.tile.head = block % heads;
+  rows.tile.head = static_cast<int>(block % heads);
   rows.tile.heads = 1;
   rows.tile.kv_head = kOfKeys ? rows.tile.head : rows.tile.head / rows.group;
-  CellPlace cell = cell_place(args, block / heads);
+  CellPlace cell = cell_place(args, static_cast<int>(block / heads));
   if constexpr (kPacked) {
     const auto [sequence, tile] = find_sequence(kOfKeys ? args.cumulative_keys : args.cumulative_queries,
                                                 kOfKeys ? args.keys : args.len[2], args.sequences, kTileQ[2], at[2]);
@@ -143,45 +153,62 @@ __device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
   return rows;
 }
 
-// Notes what rows see: those of each warpgroup, and any of the block. By one warp, for what a span of keys is seen by takes
-// long to find: a lane for each span.
-__device__ __forceinline__ void note_columns(Smem& smem) {
-  constexpr int kSpans = (1 + 2 * kWarpgroups) * kRank;
-  static_assert(kSpans <= 32);
-  const RowTile& rows = smem.rows;
-  const int lane = static_cast<int>(threadIdx.x);
-  const int a = kFirstAxis + lane % kRank, which = lane / kRank - 1, w = which / 2;  // which: -1, of the block
-  if (lane < kSpans) {
-    Axis axis = rows.cell.grid.axis[a];
-    if constexpr (kRank == 1) axis = axis_of(rows.cell, 2);
-    else axis.band = false;
-    const Span block = rows.tile.box.axis[a];
-    const int extent = a == 2 ? box_extent(2) : a == 1 ? box_extent(1) : box_extent(0);
-    const int begin = block.begin + (a == kStackAxis ? w * extent : 0);
-    const Span box = {begin, begin + extent}, mine = geometry::intersect(box, block);
-    const bool of_all = which >= 0 && which % 2 == 1;
-    Span columns = columns_of_rows(axis, which < 0 ? block : mine, of_all);
-    // Rows that are none are masked: memory after the last may hold anything.
-    if (of_all && (mine != box || kBoxRows != kRows)) columns = {0, 0};
-    if (which < 0) smem.met.axis[a] = columns;
-    else (of_all ? smem.all : smem.any)[w].axis[a] = columns;
-  } else if (kRank < 3 && lane == 31) {
-    for (int other = 0; other < kFirstAxis; ++other) smem.met.axis[other] = {0, 1};
-  }
-  __syncwarp();
-}
-
 __device__ __forceinline__ int column_tiles(const Box& met, int additional) {
   int tiles = 1;
   for (int a = kFirstAxis; a < 3; ++a) tiles *= geometry::ceil_div(geometry::hi(met.axis[a].size(), 0), kTileKv[a]);
   return kAdditional ? tiles + geometry::ceil_div(additional, kColumns) : tiles;
 }
 
+// Notes what rows see along each axis. By all threads, for what a key is seen by takes two bisections: a warp begins with
+// each axis, the last ones first.
+__device__ __forceinline__ void note_seen(Smem& smem) {
+  static_assert(kThreads >= kWarpgroups * kRows + 32 * (kRank - 1));
+  const RowTile& rows = smem.rows;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    constexpr int kWarp = 32;
+    const int extent = box_extent(a), i = kThreads - 1 - kWarp * (a - kFirstAxis) - static_cast<int>(threadIdx.x);
+    if (i < 0 || i >= kWarpgroups * extent) continue;
+    const int w = i / extent, line = i % extent, at = box_origin(rows.tile, w).at[a] + line;
+    smem.seen[w][seen_before(a) + line] =
+        at < rows.tile.box.axis[a].end ? columns_of_row(axis_of(rows.cell, a), at) : Span{0, 0};
+  }
+}
+
+// Then, what any row of the block sees, and any or all rows of each warpgroup: neither end of what a row sees is before that
+// of the row before. By one thread; the rows' barrier waits for it.
+__device__ __forceinline__ void note_columns(const BackwardArgs& args, Smem& smem) {
+  const QueryTile& rows = smem.rows.tile;
+  Box& met = smem.met;
+  for (int a = 0; a < 3; ++a) met.axis[a] = {0, 1};
+  for (int w = 0; w < kWarpgroups; ++w) {
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const int extent = box_extent(a), origin = box_origin(rows, w).at[a];
+      const int lines = geometry::lo(extent, rows.box.axis[a].end - origin);
+      Span any = {0, 0}, all = {0, 0};
+      if (lines > 0) {
+        const Span first = smem.seen[w][seen_before(a)], last = smem.seen[w][seen_before(a) + lines - 1];
+        any = {first.begin, geometry::hi(first.begin, last.end)};
+        // Rows that are none are masked: memory after the last may hold anything.
+        if (lines == extent) all = {last.begin, geometry::hi(last.begin, first.end)};
+        if (w == 0) met.axis[a].begin = any.begin;
+        met.axis[a].end = any.end;
+      }
+      smem.any[w].axis[a] = any;
+      smem.all[w].axis[a] = all;
+    }
+  }
+  // Without rows there is nothing to do; where threads returned instead, those that load spilled.
+  smem.tiles = rows.box.empty() ? 0 : column_tiles(met, args.additional) * (kOfKeys ? smem.rows.group : 1);
+  mbarrier_arrive(smem_address(&smem.rows_full));
+}
+
 // The walk over the tiles of columns of a block: of all heads.
 struct ColumnWalk {
   KeyWalk walk;
   int head;
-  __device__ __forceinline__ explicit ColumnWalk(const Smem& smem) {
+  __device__ __forceinline__ void begin(const Smem& smem) {
     const QueryTile& rows = smem.rows.tile;
     head = kOfKeys ? rows.head * smem.rows.group : rows.kv_head;
     walk.begin(smem.met);
@@ -195,34 +222,42 @@ struct ColumnWalk {
   }
 };
 
+// Where the statistics of a tile's query are, two floats of each query and head, contiguous: queries and heads are counted,
+// in an int.
+__device__ __forceinline__ int statistics_of(const BackwardArgs& args, const Cell& cell, const ColumnWalk& at,
+                                             int column, bool& exists) {
+  const auto step = [&](long long of_floats) { return static_cast<int>(of_floats / 2); };
+  const Position q = key_position(at.walk.origin, column);
+  const Position token = token_of(cell, q, cell.first_query);
+  int row = cell.batch * step(args.statistics.batch) + at.head * step(args.statistics.head);
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    exists = exists && q.at[a] < cell.grid.axis[a].queries;
+    row += token.at[a] * step(args.statistics.token[a]);
+  }
+  return row;
+}
+
 // Statistics of the queries of each tile, read a tile ahead. Queries that are none have no weight.
 __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& smem) {
   constexpr int kOfThread = (kColumns + 32 * kStatisticsWarps - 1) / (32 * kStatisticsWarps);
   constexpr bool kEven = kColumns % (32 * kStatisticsWarps) == 0;
   mbarrier_wait(smem_address(&smem.rows_full), 0);
   const Cell& cell = smem.rows.cell;
-  // Statistics are two floats of each query and head, contiguous: queries and heads are counted, in an int.
-  const auto step = [&](long long of_floats) { return static_cast<int>(of_floats / 2); };
   const auto column_of = [](int i) { return static_cast<int>(threadIdx.x) - 32 + 32 * kStatisticsWarps * i; };
   float2 of[kOfThread];
   const auto fetch = [&](const ColumnWalk& at) {
 #pragma unroll
     for (int i = 0; i < kOfThread; ++i) {
-      const Position q = key_position(at.walk.origin, column_of(i));
-      const Position token = token_of(cell, q, cell.first_query);
-      int row = cell.batch * step(args.statistics.batch) + at.head * step(args.statistics.head);
       bool exists = kEven || column_of(i) < kColumns;
-#pragma unroll
-      for (int a = kFirstAxis; a < 3; ++a) {
-        exists = exists && q.at[a] < cell.grid.axis[a].queries;
-        row += token.at[a] * step(args.statistics.token[a]);
-      }
-      of[i] = {1.0f / 0.0f, 0.0f};
+      const int row = statistics_of(args, cell, at, column_of(i), exists);
+      of[i] = {kInfinite, 0.0f};
       if (exists) of[i] = static_cast<const float2*>(args.statistics.data)[row];
     }
   };
   Ring ring;
-  ColumnWalk at(smem);
+  ColumnWalk at;
+  at.begin(smem);
   int left = smem.tiles;
   if (left > 0) fetch(at);
   while (left > 0) {
@@ -242,18 +277,30 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
   }
 }
 
-// One warp, whose first lane calls the copy engine.
-__device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
-  constexpr int kTokenBytes = kSlab * 2;
+// The same by threads that have other things to do: each arrives when its copies are there. Queries that are none are hidden
+// by masks.
+__device__ __forceinline__ void copy_statistics(const BackwardArgs& args, Smem& smem, const ColumnWalk& at, int stage) {
+  constexpr int kCopyThreads = 32 * kCopyWarps;
+#pragma unroll
+  for (int first = 0; first < kColumns; first += kCopyThreads) {
+    const int c = first + static_cast<int>(threadIdx.x) - 32 * kFirstCopyWarp;
+    if (first + kCopyThreads > kColumns && c >= kColumns) continue;
+    bool exists = true;
+    const int row = statistics_of(args, smem.rows.cell, at, c, exists);
+    const float2* const of = static_cast<const float2*>(args.statistics.data) + (exists ? row : 0);
+    cp_async_4(smem_address(&smem.lse[stage][c]), &of->x, exists);
+    if constexpr (kSumsFirst) cp_async_4(smem_address(&smem.delta[stage][c]), &of->y, exists);
+  }
+  mbarrier_arrive_copied(smem_address(&smem.full[stage]));
+}
+
+// Has the copy engine load the rows of the block. One thread.
+__device__ __forceinline__ void load_rows(const Sm90BackwardArgs& args, Smem& smem) {
   const BackwardArgs& b = args.backward;
   const RowTile& rows = smem.rows;
   const Cell& cell = rows.cell;
-  if (threadIdx.x != 0) return;
-  smem.tiles = column_tiles(smem.met, b.additional) * (kOfKeys ? rows.group : 1);
   const int first_row = kOfKeys ? cell.first_key : cell.first_query;
-  const int first_column = kOfKeys ? cell.first_query : cell.first_key;
   const Rows &row_first = kOfKeys ? b.key : b.query, &row_second = kOfKeys ? b.value : b.grad_output;
-  const Rows &first = kOfKeys ? b.query : b.key, &second = kOfKeys ? b.grad_output : b.value;
   mbarrier_expect(smem_address(&smem.rows_full), kRowSlabs * kBoxRows * kTokenBytes);
   for (int w = 0; w < kWarpgroups; ++w) {
     const Position token = token_of(cell, box_origin(rows.tile, w), first_row);
@@ -264,15 +311,47 @@ __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
                                    row_second.head, token);
     }
   }
+}
+
+// Loads columns, a tile at a time.
+struct Loader {
+  const Sm90BackwardArgs& args;
+  Smem& smem;
   Ring ring;
   SecondRing second_ring;
-  ColumnWalk at(smem);
-  for (int t = smem.tiles; t > 0; --t) {
-    const u64& full = smem.full[ring.stage];
+  ColumnWalk at;
+  int left;
+
+  // Once the columns are known.
+  __device__ __forceinline__ void begin() {
+    at.begin(smem);
+    left = smem.tiles;
+  }
+
+  // The next tile, once its stage is empty.
+  __device__ __forceinline__ void next() {
     mbarrier_wait(smem_address(&smem.empty[ring.stage]), ring.phase ^ 1);
+    if (!kCrowd || threadIdx.x == 0) load_boxes();
+    if constexpr (kCrowd && kOfKeys) {
+      if (threadIdx.x >= 32 * kFirstCopyWarp) copy_statistics(args.backward, smem, at, ring.stage);
+    }
+    at.next(smem);
+    ring.next();
+    --left;
+  }
+
+ private:
+  __device__ __forceinline__ void load_boxes() {
+    const BackwardArgs& b = args.backward;
+    const Cell& cell = smem.rows.cell;
+    const int first_column = kOfKeys ? cell.first_query : cell.first_key;
+    const Rows &first = kOfKeys ? b.query : b.key, &second = kOfKeys ? b.grad_output : b.value;
+    const u64& full = smem.full[ring.stage];
     ColumnTile& note = smem.tile[ring.stage];
     note.walk = at.walk;
-    for (int w = 0; w < kWarpgroups; ++w) note.use[w] = use_of(smem.any[w], smem.all[w], at.walk, b.additional);
+    for (int w = 0; w < kWarpgroups && !kAlwaysMasked; ++w) {
+      note.use[w] = use_of(smem.any[w], smem.all[w], at.walk, b.additional);
+    }
     mbarrier_expect(smem_address(&full), (kSlabs + (kApart ? 0 : kValueSlabs)) * kColumns * kTokenBytes);
     const bool more = kAdditional && at.walk.additional;
     const Position token = more ? at.walk.origin : token_of(cell, at.walk.origin, first_column);
@@ -287,9 +366,7 @@ __device__ __forceinline__ void load(const Sm90BackwardArgs& args, Smem& smem) {
     }
     load_box<kValueSlabs, kColumns>(more ? args.additional_second : args.second, smem.second[stage][0], second_full,
                                     cell.batch, at.head, more ? b.additional_values.head : second.head, token);
-    at.next(smem);
-    ring.next();
   }
-}
+};
 
 }  // namespace vicus::gpu

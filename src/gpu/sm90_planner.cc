@@ -28,7 +28,7 @@ constexpr int kMostHeadDim = 256, kUnit = 8;
 struct Costs {
   double tile, skip, rows, masked;
 };
-constexpr Costs kInTurn = {42, 10, 300, 1.35}, kInCrowd = {69, 0, 134, 1};
+constexpr Costs kInTurn = {42, 10, 300, 1.35}, kInCrowd = {69, 0, 134, 1}, kGradientsInCrowd = {42, 0, 222, 1};
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
@@ -142,7 +142,7 @@ class BoxSearch {
     const double row_tiles = tiles(rows);
     Found found;
     // The kernel for dK and dV has dS of whole slabs; those for one of them do not.
-    const int step = of_keys() && shape.second_stages == 0 ? 32 : 16;
+    const int step = of_keys() && shape.second_stages == 0 && shape.blocks == 1 ? 32 : 16;
     for (int count = shape.most_columns; count >= shape.least_columns; count -= step) {
       for (const Extent& columns : boxes(count)) {
         if (!loadable(columns) || !wanted(columns, tile_kv_)) continue;
@@ -166,7 +166,7 @@ class BoxSearch {
     const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
     const bool crowd = shape.blocks > 1;
-    const Costs& costs = crowd ? kInCrowd : kInTurn;
+    const Costs& costs = !crowd ? kInTurn : kernel_ == Kernel::sm90_forward ? kInCrowd : kGradientsInCrowd;
     const double work =
         (seen + (costs.masked - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
     const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;

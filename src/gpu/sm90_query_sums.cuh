@@ -15,6 +15,7 @@ __device__ __forceinline__ void init_query_sums(Smem& smem) {
   mbarrier_init(smem_address(&smem.grads_empty), kWarpgroups * 4);
   mbarrier_init(smem_address(&smem.sums_full), kWarpgroups * 4);
   mbarrier_init(smem_address(&smem.sums_empty), 1);
+  fence_mbarrier_init();
 }
 
 // Sums of a warpgroup to shared memory: kSumSlab features of all queries after each other, without conflicts of banks. In a
@@ -39,7 +40,8 @@ __device__ __forceinline__ void put_query_sums(Smem& smem, const float (&sums)[k
 __device__ __forceinline__ void add_query_sums(const Sm90BackwardArgs& args, Smem& smem) {
   mbarrier_wait(smem_address(&smem.rows_full), 0);
   const Cell& cell = smem.rows.cell;
-  ColumnWalk at(smem);
+  ColumnWalk at;
+  at.begin(smem);
   u32 phase = 0;
   for (int t = smem.tiles > 0 ? -1 : 0; t < smem.tiles; ++t) {
     mbarrier_wait(smem_address(&smem.sums_full), phase);

@@ -106,6 +106,10 @@ struct Spec {
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
   /// Of dK and dV, dK.
   [[nodiscard]] bool sums_keys_alone() const { return kernel == Kernel::sm90_keys && second_stages > 0; }
+  /// Kernels for queries whose rows are short of work make delta, too.
+  [[nodiscard]] bool makes_statistics() const {
+    return kernel == Kernel::sm90_queries ? min_blocks > 1 : kernel == Kernel::queries && meets_parts();
+  }
   [[nodiscard]] bool meets_parts() const { return warp_q != tile_q || warp_kv != tile_kv; }
 };
 

@@ -11,6 +11,25 @@ struct Statistics {
   float lse, delta;
 };
 
+// A lane's share of sum_f a[f] b[f]: kLanes of them read a row side by side.
+template <int kLanes>
+__device__ __forceinline__ float dot_rows(const u16* a, const u16* b, int lane) {
+  float sum = 0;
+  if constexpr (kVectors) {
+    for (int f = 8 * lane; f < kHeadDimV; f += 8 * kLanes) {
+      const uint4 x = *reinterpret_cast<const uint4*>(a + f), y = *reinterpret_cast<const uint4*>(b + f);
+      const u32 left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
+      for (int i = 0; i < 4; ++i) {
+        sum += Half::unpack(static_cast<u16>(left[i])) * Half::unpack(static_cast<u16>(right[i]));
+        sum += Half::unpack(static_cast<u16>(left[i] >> 16)) * Half::unpack(static_cast<u16>(right[i] >> 16));
+      }
+    }
+  } else {
+    for (int f = lane; f < kHeadDimV; f += kLanes) sum += Half::unpack(a[f]) * Half::unpack(b[f]);
+  }
+  return sum;
+}
+
 // Of a query whose row of a tensor is element `row(tensor)`; `dot` is sum_f dO O.
 template <class RowIn>
 __device__ __forceinline__ Statistics make_statistics(const BackwardArgs& args, const RowIn& row, float dot) {

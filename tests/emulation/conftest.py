@@ -16,3 +16,13 @@ def elsewhere():
     process = Elsewhere()
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def on_two_multiprocessors():
+    """The same, of GPUs so small that a small problem has blocks enough for several on each multiprocessor."""
+    from processes import Elsewhere
+
+    process = Elsewhere(FAKE_CUDA_MULTIPROCESSORS="2")
+    yield process
+    process.close()

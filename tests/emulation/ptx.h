@@ -83,6 +83,8 @@ inline void cp_async_ca_shared_global(u32 shared, const void* global, int bytes,
   cp_async(shared, global, bytes, present);
 }
 void cp_async_commit_group();
+/// Arrives once the copies of this thread that are in no group yet are there. (On a GPU: all of its copies.)
+void cp_async_mbarrier_arrive_noinc_shared_cta_b64(u32 barrier);
 void cp_async_wait_group(int pending);
 void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_bytes(u32 shared, const void* map,
                                                                                    List<int, 5> at, u32 barrier);

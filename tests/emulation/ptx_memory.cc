@@ -54,7 +54,9 @@ struct PhaseBarrier {
   int arrivals = 0, missing = 0;
   long long bytes = 0;
   unsigned phase = 0;
-  std::vector<BoxLoad> loads;  // that nobody has waited for yet
+  // That nobody has waited for yet: boxes, and copies of threads that arrive when those are there.
+  std::vector<BoxLoad> loads;
+  std::vector<std::vector<Copy>> copies;
 };
 
 std::array<Copies, kMostThreads> copies;
@@ -78,6 +80,13 @@ void arrive(PhaseBarrier& barrier) {
   if (barrier.missing == 0) fail("a barrier has more arrivals than it was made for");
   --barrier.missing;
   end_phase(barrier);
+}
+
+void make(const std::vector<Copy>& list) {
+  for (const Copy& copy : list) {
+    if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
+    else std::memset(copy.to, 0, copy.bytes);
+  }
 }
 
 constexpr std::uint32_t kBoxRow = 128;  // bytes: 64 features
@@ -207,18 +216,14 @@ void cp_async_commit_group() {
 void cp_async_wait_group(int pending) {
   auto& groups = copies.at(place.thread).groups;
   const std::size_t count = groups.size() - std::min(groups.size(), static_cast<std::size_t>(pending));
-  for (std::size_t i = 0; i < count; ++i) {
-    for (const emulation::Copy& copy : groups[i]) {
-      if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
-      else std::memset(copy.to, 0, copy.bytes);
-    }
-  }
+  for (std::size_t i = 0; i < count; ++i) emulation::make(groups[i]);
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 void mbarrier_init_shared_cta_b64(u32 barrier, int arrivals) {
   static_cast<void>(shared_at(barrier, 8));
-  phase_barriers[barrier] = {.arrivals = arrivals, .missing = arrivals, .bytes = 0, .phase = 0, .loads = {}};
+  phase_barriers[barrier] = {
+      .arrivals = arrivals, .missing = arrivals, .bytes = 0, .phase = 0, .loads = {}, .copies = {}};
 }
 
 void mbarrier_arrive_shared_cta_b64(Unused /*state*/, u32 barrier) { arrive(emulation::phase_barrier(barrier)); }
@@ -229,6 +234,12 @@ void mbarrier_arrive_expect_tx_shared_cta_b64(Unused /*state*/, u32 barrier, int
   arrive(at);
 }
 
+void cp_async_mbarrier_arrive_noinc_shared_cta_b64(u32 barrier) {
+  emulation::PhaseBarrier& at = emulation::phase_barrier(barrier);
+  at.copies.push_back(std::exchange(copies.at(place.thread).open, {}));
+  emulation::wake(&at);  // who waits already makes them
+}
+
 void mbarrier_try_wait_parity_shared_cta_b64(bool& done, u32 barrier, u32 parity) {
   emulation::PhaseBarrier& at = emulation::phase_barrier(barrier);
   for (const emulation::BoxLoad& load : std::exchange(at.loads, {})) {
@@ -237,6 +248,10 @@ void mbarrier_try_wait_parity_shared_cta_b64(bool& done, u32 barrier, u32 parity
       at.bytes -= 2 * load.map.box[0];
     });
     end_phase(at);
+  }
+  for (const auto& list : std::exchange(at.copies, {})) {
+    emulation::make(list);
+    arrive(at);
   }
   if (at.phase % 2 == parity) emulation::sleep_on(&at);
   done = at.phase % 2 != parity;

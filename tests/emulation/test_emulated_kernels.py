@@ -103,6 +103,15 @@ CROWDS = {
     "3d": (na((7, 9, 10), (3, 4, 5), heads=1, additional_tokens=40), (4, 4, 4), (2, 2, 8)),
     "3d, mixed": (na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), dim=48, **f16), (2, 4, 8), (1, 2, 16)),
 }
+# Gradients by several blocks on a multiprocessor, whose threads load for themselves.
+CROWDED = [
+    ("13 by 13", na((19, 30), 13, heads=1, **f16)),
+    ("2d", na((20, 21), (7, 9), additional_tokens=5, **MIXED)),
+    ("2d, dilated", na((33, 40), (6, 9), (1, 4), (3, 2), (1, 0), heads=4, kv=2, batch=1, dim=40)),
+    ("narrow values", na((20, 30), 8, dim=48, dim_v=16, heads=1, additional_tokens=3)),
+    ("3d", na((7, 9, 10), (3, 4, 5), heads=1, additional_tokens=70)),
+    ("3d, mixed", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), heads=4, kv=2, dim=32, **f16)),
+]
 # Small tiles of keys, of which there are enough for several parts.
 PARTED = {
     "2d": (na((25, 27), (21, 22), causal=(1, 0), heads=1, batch=1), (1, 8, 8), (1, 6, 8)),
@@ -149,6 +158,11 @@ def test_other_types(elsewhere, case):
 @pytest.mark.parametrize(("case", "kernels"), cases(SM90))
 def test_engine_sm90(elsewhere, case, kernels):
     elsewhere(emulated.check, case, "sm90", expected=kernels)
+
+
+@pytest.mark.parametrize("case", cases(CROWDED))
+def test_gradients_in_crowds_of_engine_sm90(on_two_multiprocessors, case):
+    on_two_multiprocessors(emulated.check, case, "sm90", expected=("sm90_backward/128",))
 
 
 @pytest.mark.parametrize("case", cases(SUMMED))
@@ -211,6 +225,11 @@ def test_keys_outside_a_window_have_no_influence_in_crowds(elsewhere):
     tiles = {"tile_q": (1, 8, 8), "tile_kv": (1, 2, 16)}
     case = Case("2d", na((16, 17), 5, heads=1, batch=1))
     elsewhere(emulated.check_outside, case, "sm90", expected=("sm90_forward/128",), **tiles)
+
+
+def test_keys_outside_a_window_have_no_influence_on_gradients_in_crowds(on_two_multiprocessors):
+    case = Case("2d", na((16, 17), 5, heads=1))
+    on_two_multiprocessors(emulated.check_outside, case, "sm90", expected=("sm90_backward/128",))
 
 
 def test_keys_outside_a_window_have_no_influence_in_parts(elsewhere):

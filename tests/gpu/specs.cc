@@ -269,6 +269,19 @@ std::vector<BoxCase> box_cases() {
     list.back().problem.batch = 1;
     add(d, dv, {3000}, sliding_padded, d == 40 ? 9 : 0);
   }
+  // Gradients by several blocks on a multiprocessor: there must be enough.
+  const std::size_t first_crowd = list.size();
+  for (const auto& [d, dv] : {std::pair(64, 64), std::pair(16, 48), std::pair(64, 32)}) {
+    add(d, dv, {56, 56}, Neighborhood{.kernel_size = 13});
+    add(d, dv, {60, 64},
+        Neighborhood{.kernel_size = {9, 16}, .stride = {1, 3}, .dilation = {2, 1}, .is_causal = {1, 0}},
+        d == 16 ? 9 : 0);
+    add(d, dv, {50, 64}, Neighborhood{.kernel_size = 11, .dilation = {1, 2}, .is_causal = {0, 1}}, 9);
+    add(d, dv, {8, 32, 32}, Neighborhood{.kernel_size = {4, 8, 8}});
+    add(d, dv, {8, 32, 32},
+        Neighborhood{.kernel_size = {4, 9, 8}, .stride = {2, 1, 3}, .dilation = {1, 2, 1}, .is_causal = {0, 1, 1}}, 9);
+  }
+  for (std::size_t i = first_crowd; i < list.size(); ++i) list[i].problem.batch = 32;
   add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
   add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
   for (const auto& [d, dv] : {std::pair(192, 192), std::pair(160, 200), std::pair(64, 256)}) {

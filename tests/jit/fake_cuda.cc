@@ -66,6 +66,11 @@ int shared_bytes(int device) {
   return std::atoi(text.c_str() + (device == 0 ? 0 : text.find(' ')));
 }
 
+int multiprocessors(int device) {
+  const char* const asked = std::getenv("FAKE_CUDA_MULTIPROCESSORS");
+  return asked == nullptr ? 108 + device : std::atoi(asked);
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
@@ -94,7 +99,7 @@ EXPORT cuDeviceGetName(char* name, int bytes, int device) {
 EXPORT cuDeviceGetAttribute(int* value, int attribute, int device) {
   switch (attribute) {
     case 16:
-      *value = 108 + device;
+      *value = multiprocessors(device);
       return 0;
     case 38:
       *value = 40 << 20;

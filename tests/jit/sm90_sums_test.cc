@@ -58,7 +58,7 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
   };
   // As measured: notes/sm90.md.
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80, two");
-  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm80, two");
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm90, two");
   EXPECT_EQ(kernels(problem_of({64, 64}, {.kernel_size = 16}), 8, 12), "sm90, two");
   EXPECT_EQ(kernels(problem_of({8, 32, 32}, {.kernel_size = {4, 8, 8}}), 8, 8), "sm90, two");
   EXPECT_EQ(kernels(problem_of({30, 48, 80}, {.kernel_size = {18, 24, 24}}, 128), 1, 24), "sm90, two");
