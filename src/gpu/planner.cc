@@ -31,8 +31,8 @@ constexpr int kHoldEasily = 96;
 constexpr double kPairWork = 40, kByteWork = 13, kBlockWork = 2e6;
 /// Meeting a tile costs as much as so many more keys of it: waiting, and the mask where warps meet parts.
 constexpr int kTileKeys = 12, kPartKeys = 48, kPartKeysBackward = 24;
-/// Backward, lines of a warp's box that are shorter take longer than is counted here.
-constexpr int kShortestLine = 4;
+/// Lines of a warp's box: backward, shorter ones take longer than is counted here; a part's masks have one word for a line.
+constexpr int kShortestLine = 4, kMostLine = 64;
 /// What a pair costs whose columns do not follow each other in memory.
 constexpr double kScattered = 1.05;
 /// Warps of a multiprocessor that hide what each other waits for.
@@ -181,7 +181,8 @@ class Search {
         Extent met = hull, part = seen;
         met[first] = lines;
         part[first] = std::min(lines, seen[first]);
-        if (std::int64_t{1} * part[0] * part[1] * part[2] > std::min(most_met, most_met_)) continue;
+        const std::int64_t volume = std::int64_t{1} * part[0] * part[1] * part[2];
+        if (volume > std::min(most_met, most_met_) || (p_.rank() > 1 && part[2] > kMostLine)) continue;
         candidate.tile.extent = of_keys() ? met : own;
         candidate.warp_tile = of_keys() ? part : warp;
         candidate.kv_tile = of_keys() ? own : met;

@@ -78,6 +78,7 @@ std::vector<Case> cases() {
     near("3-D" + of, sized(kHalf, 2, {8, 32, 32}, 8, 2, d, d),
          {.kernel_size = {4, 8, 8}, .stride = {1, 2, 1}, .dilation = {1, 1, 2}, .is_causal = {1, 0, 0}});
   }
+  near("long lines", sized(kBrain, 1, {256, 256}, 24, 24, 64, 64), {.kernel_size = 80});
   near("wide", sized(kBrain, 1, {256, 256}, 24, 24, 128, 128), {.kernel_size = 80, .stride = 16});
   near("video", sized(kBrain, 1, {30, 48, 80}, 24, 24, 128, 128), {.kernel_size = {18, 24, 24}});
   return list;
