@@ -40,10 +40,12 @@ NEED_MORE = {"VICUS_CLI": ("tests/gpu/test_gpu_cli.py",), "VICUS_CONTEXTS": ("te
 def read_progress(path: Path) -> dict[str, Any]:
     """Counts of what gpu_progress.py noted, names of what failed, and the slowest tests."""
     found: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": [], "slowest": []}
+    found["ran"] = []
     times = []
     for line in path.read_text().splitlines() if path.exists() else []:
         entry = json.loads(line)
         found[entry["outcome"]] += 1
+        found["ran"].append(entry["test"])
         if entry["outcome"] == "failed":
             found["failures"].append({"test": entry["test"], "message": entry["message"][:400]})
         elif entry["outcome"] == "skipped":
@@ -60,14 +62,18 @@ def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
     total["skip_reasons"] = sorted({reason for part in parts for reason in part["reasons"]})
     slowest = [entry for part in parts for entry in part["slowest"]]
     total["slowest"] = sorted(slowest, key=lambda entry: -entry["seconds"])[:5]
+    total["ran"] = [name for part in parts for name in part.get("ran", [])]
     return total
 
 
 def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The counts of two runs of different tests. Left out is what neither ran."""
-    parts = [run | {"reasons": run["skip_reasons"]} for run in (first, second)]
+    """The counts of two runs. Left out is what neither ran; what failed in the first and ran again counts once."""
+    again = [failure for failure in first["failures"] if failure["test"] in second.get("ran", [])]
+    kept = [failure for failure in first["failures"] if failure not in again]
+    parts = [first | {"failures": kept, "failed": first["failed"] - len(again)}, second]
     left = {path: why for path, why in first["left_out"].items() if path in second["left_out"]}
-    return combine(parts) | {"left_out": left}
+    total = combine([part | {"reasons": part["skip_reasons"]} for part in parts]) | {"left_out": left}
+    return total | {"ran_again": [*first.get("ran_again", []), *again]}
 
 
 def left_out() -> dict[str, str]:
@@ -229,6 +235,7 @@ def main() -> int:
             report["sanitizers"] = sanitize(logs, arguments.sanitize_seconds)
     report["seconds"] = round(time.monotonic() - begin, 1)
     add_earlier(report, known)
+    report.get("tests", {}).pop("ran", None)  # thousands of names
     path = gpu_evidence.write(report, kind, arguments.out)
     tests = report.get("tests", {"passed": 0, "failed": 0, "skipped": 0})
     print(f"written: {path.name}, {report['seconds']} s")

@@ -29,6 +29,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(first, first + (count if gpu_support.PRESENT else 1)))
 
 
+@pytest.fixture(autouse=True)
+def memory_for_others():
+    """What oracles took of the GPU's memory is given back: many processes share it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 1 << 29:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(scope="session")
 def nvrtc_directory():
     """Where the Python package of NVRTC has its library."""

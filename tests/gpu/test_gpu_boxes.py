@@ -126,11 +126,11 @@ VOLUME = (2, 4, 8), (1, 5, 16)
 CROWDS = {
     "window 13": (na((56, 55), 13, heads=4, batch=8), (8, 8), (4, 20)),
     "window 16": (na((63, 64), 16, heads=8, batch=4), (8, 8), (4, 24)),
-    "tall tiles": (na((96, 70), (16, 13), (2, 1), (1, 2), (1, 0), dim=48, batch=4, **mixed), (16, 4), (5, 16)),
-    "wide tiles": (na((70, 96), 11, (1, 2), batch=6, dim=64, **mixed), (4, 16), (10, 8)),
-    "short tiles": (na((80, 80), 7, causal=(1, 1), heads=4, batch=4, dim=32), (8, 8), (2, 16)),
-    "volume": (na((8, 32, 33), (4, 8, 8), heads=4, batch=4), (4, 4, 4), (2, 4, 12)),
-    "volume, planes": (na((9, 31, 32), (4, 8, 7), (1, 2, 1), (1, 1, 2), (1, 0, 0), batch=3, **mixed), *VOLUME),
+    "tall tiles": (na((64, 46), (16, 13), (2, 1), (1, 2), (1, 0), dim=48, batch=4, **mixed), (16, 4), (5, 16)),
+    "wide tiles": (na((45, 65), 11, (1, 2), batch=4, dim=64, **mixed), (4, 16), (10, 8)),
+    "short tiles": (na((47, 48), 7, causal=(1, 1), heads=4, batch=8, dim=32), (8, 8), (2, 16)),
+    "volume": (na((8, 16, 17), (4, 8, 8), heads=4, batch=8), (4, 4, 4), (2, 4, 12)),
+    "volume, planes": (na((9, 15, 16), (4, 8, 7), (1, 2, 1), (1, 1, 2), (1, 0, 0), batch=3, **mixed), *VOLUME),
 }
 
 

@@ -109,6 +109,10 @@ def test_tests_are_added_up():
     assert (total["passed"], total["failed"], total["left_out"]) == (10, 1, {"x": "no CLI"})
     assert total["slowest"][0]["seconds"] == 7.0 and total["failures"][0]["test"] == "a"
     assert report["sanitizers"] == {"tools": {}} and report["seconds"] == 15.5 and len(report["runs"]) == 2
+    repaired = HEAD | {"seconds": 1.0, "tests": counts_of(2, [], {}) | {"ran": ["a", "b"]}}
+    gpu_test.add_earlier(repaired, report)
+    assert (repaired["tests"]["passed"], repaired["tests"]["failed"], repaired["tests"]["failures"]) == (12, 0, [])
+    assert [failure["test"] for failure in repaired["tests"]["ran_again"]] == ["a"]
     alone = HEAD | {"seconds": 1.0, "tests": counts_of(1, [], {})}
     gpu_test.add_earlier(alone, {})
     assert "runs" not in alone and alone["tests"]["passed"] == 1
@@ -138,6 +142,7 @@ def test_counts_of_a_run(tmp_path):
     assert total["failures"][0] == {"test": "a::wrong", "message": "off by one"}
     assert total["skip_reasons"] == ["needs two GPUs"]
     assert total["slowest"][0] == {"test": "a::right", "seconds": 2.0}
+    assert total["ran"][:2] == ["a::right", "a::wrong"]
     assert not gpu_test.clean({"tests": total})
     assert gpu_test.clean({"tests": total | {"failed": 0}})
     assert not gpu_test.clean({"tests": total | {"failed": 0, "passed": 0}})
