@@ -169,9 +169,13 @@ class BoxSearch {
     const Costs& costs = !crowd ? kInTurn : kernel_ == Kernel::sm90_forward ? kInCrowd : kGradientsInCrowd;
     const double work =
         (seen + (costs.masked - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
+    const double slowness = shape.warpgroups * shape.slowness;
+    const auto least_cost = [&](int parts) { return slowness * (work + blocks * parts * costs.rows); };
+    // Not so of keys of several heads: `most` is of one.
+    if (least_cost(1) >= found.cost && (!of_keys() || group == 1)) return;
     const double tiles_of_block = blocks > 0 ? (n.hull * heads / blocks) + more : 0;
+    const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
     const auto cost_of = [&](int parts) {
-      const double multiprocessors = std::max(plan_.gpu.device.multiprocessors, 1);
       const double waves = blocks * parts / (multiprocessors * shape.blocks);
       const double idle = waves > 0 ? std::ceil(waves) / waves : 1;  // multiprocessors in the last wave
       const double merge =
@@ -180,13 +184,14 @@ class BoxSearch {
       const double tiles = waves <= 1 ? n.most + more : tiles_of_block;
       const bool even = tiles_of_block == 0 || (waves > 1 && parts == 1);
       const double longest = even ? 1 : std::ceil(tiles / parts) * parts / tiles_of_block;
-      return shape.warpgroups * shape.slowness * idle * (longest * work + blocks * parts * costs.rows) + merge;
+      return slowness * idle * (longest * work + blocks * parts * costs.rows) + merge;
     };
     k.key_parts = 1;
     double cost = cost_of(1);
     // Three warpgroups have too few registers for that with three axes.
     const bool divisible = kernel_ == Kernel::sm90_forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
-    const int most_parts = divisible ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
+    const bool worthwhile = divisible && least_cost(2) + multiprocessors * kMergeKeys < cost;
+    const int most_parts = worthwhile ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
     for (int parts = 2; parts <= most_parts; ++parts) {
       if (cost_of(parts) >= cost) continue;
       cost = cost_of(parts);
