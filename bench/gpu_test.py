@@ -47,7 +47,8 @@ def read_progress(path: Path) -> dict[str, Any]:
         found[entry["outcome"]] += 1
         found["ran"].append(entry["test"])
         if entry["outcome"] == "failed":
-            found["failures"].append({"test": entry["test"], "message": entry["message"][:400]})
+            message = entry["message"].replace(str(gpu_evidence.ROOT), ".")
+            found["failures"].append({"test": entry["test"], "message": message[:400]})
         elif entry["outcome"] == "skipped":
             found["reasons"].append(entry["message"])
         times.append((entry["seconds"], entry["test"]))

@@ -128,7 +128,7 @@ def test_commit_of_a_machine_without_git(monkeypatch):
 
 PROGRESS = [
     {"test": "a::right", "outcome": "passed", "seconds": 2.0},
-    {"test": "a::wrong", "outcome": "failed", "seconds": 1.0, "message": "off by one"},
+    {"test": "a::wrong", "outcome": "failed", "seconds": 1.0, "message": f"off by one in {gpu_evidence.ROOT}/a"},
     {"test": "a::broken", "outcome": "failed", "seconds": 0.0, "message": "no"},
     {"test": "a::elsewhere", "outcome": "skipped", "seconds": 0.0, "message": "needs two GPUs"},
 ]
@@ -139,7 +139,7 @@ def test_counts_of_a_run(tmp_path):
     path.write_text("".join(json.dumps(entry) + "\n" for entry in PROGRESS))
     total = gpu_test.combine([gpu_test.read_progress(path)] * 2)
     assert (total["passed"], total["failed"], total["skipped"]) == (2, 4, 2)
-    assert total["failures"][0] == {"test": "a::wrong", "message": "off by one"}
+    assert total["failures"][0] == {"test": "a::wrong", "message": "off by one in ./a"}
     assert total["skip_reasons"] == ["needs two GPUs"]
     assert total["slowest"][0] == {"test": "a::right", "seconds": 2.0}
     assert total["ran"][:2] == ["a::right", "a::wrong"]
