@@ -75,9 +75,7 @@ int gradient_bytes(const Spec& s) {
   const int column_slabs = s.stages * slabs + (s.second_stages > 0 ? s.second_stages : s.stages) * second_slabs;
   constexpr int kSumWidth = 64, kSumRow = kSumWidth * 4 / kSlabRow;  // in rows of slabs
   const int buffer = warpgroups * ceil_div(s.keys(), 64) * kRows, sums = warpgroups * kRows * kSumRow;
-  const int grads = !of_keys || s.second_stages > 0 || s.min_blocks > 1 ? 0
-                    : s.add_queries                                     ? buffer + sums
-                                                                        : 2 * buffer;
+  const int grads = !of_keys || s.second_stages > 0 || s.crowd() ? 0 : s.add_queries ? buffer + sums : 2 * buffer;
   const int statistics = !of_keys ? 16 : (of_values ? 4 : 8) * s.keys();
   const int bytes = kSlabRow * (row_slabs * warpgroups * kRows + column_slabs * s.keys() + grads) +
                     s.stages * (statistics + 2 * kBarrier + kWalk + 4 * warpgroups) +

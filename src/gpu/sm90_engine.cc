@@ -144,10 +144,9 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   all.part_output = parts.output;
   all.part_logsumexp = parts.logsumexp;
   all.part_rows = parts.rows;
-  // In a crowd, a block for each tile.
-  const bool crowd = spec.min_blocks > 1;
-  kernels.launch(spec, crowd ? blocks : std::min<std::int64_t>(blocks, std::max(plan.gpu.device.multiprocessors, 1)),
-                 all);
+  // Blocks stay on their multiprocessor, but for those of a crowd.
+  const std::int64_t resident = spec.crowd() ? blocks : std::max(plan.gpu.device.multiprocessors, 1);
+  kernels.launch(spec, std::min(blocks, resident), all);
 }
 
 void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args,

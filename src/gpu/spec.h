@@ -99,8 +99,10 @@ struct Spec {
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 
+  /// By boxes, several blocks on a multiprocessor: each loads for itself.
+  [[nodiscard]] bool crowd() const { return loads_boxes(kernel) && min_blocks > 1; }
   /// With those that load boxes.
-  [[nodiscard]] int threads() const { return 32 * warps + (loads_boxes(kernel) && min_blocks == 1 ? 128 : 0); }
+  [[nodiscard]] int threads() const { return 32 * warps + (loads_boxes(kernel) && !crowd() ? 128 : 0); }
   [[nodiscard]] int rows() const { return (thread_rows > 0 ? 4 * thread_rows : 16 * row_blocks) * warps; }
   [[nodiscard]] int queries() const { return tile_q[0] * tile_q[1] * tile_q[2] * tile_heads; }
   [[nodiscard]] int keys() const { return tile_kv[0] * tile_kv[1] * tile_kv[2]; }
@@ -108,7 +110,7 @@ struct Spec {
   [[nodiscard]] bool sums_keys_alone() const { return kernel == Kernel::sm90_keys && second_stages > 0; }
   /// Kernels for queries whose rows are short of work make delta, too.
   [[nodiscard]] bool makes_statistics() const {
-    return kernel == Kernel::sm90_queries ? min_blocks > 1 : kernel == Kernel::queries && meets_parts();
+    return kernel == Kernel::sm90_queries ? crowd() : kernel == Kernel::queries && meets_parts();
   }
   [[nodiscard]] bool meets_parts() const { return warp_q != tile_q || warp_kv != tile_kv; }
 };
