@@ -13,7 +13,7 @@ struct CarefulRow {
   const Cell& cell;
   const int head, kv_head;
   const Position q;
-  float out[kParts] = {}, top = -1.0f / 0.0f, sum = 0;
+  float out[kParts] = {}, top = -kInfinite, sum = 0;
 
   __device__ __forceinline__ void visit(const u16* query, const u16* key, const u16* value, float bias) {
     const int lane = threadIdx.x % 32;
@@ -22,8 +22,8 @@ struct CarefulRow {
     for (int step = 16; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
     const float s = dot * args.scale_log2 + bias;
     const float now = s != s ? s : fmaxf(top, s);
-    if (now == -1.0f / 0.0f) return;
-    const float factor = top == -1.0f / 0.0f ? 0.0f : exp2_approx(top - now);
+    if (now == -kInfinite) return;
+    const float factor = top == -kInfinite ? 0.0f : exp2_approx(top - now);
     const float w = exp2_approx(s - now);
     sum = sum * factor + w;
     top = now;
@@ -46,7 +46,7 @@ struct CarefulRow {
       for (k.at[1] = seen.axis[1].begin; k.at[1] < seen.axis[1].end; ++k.at[1]) {
         for (k.at[2] = seen.axis[2].begin; k.at[2] < seen.axis[2].end; ++k.at[2]) {
           const float bias = kBiasKind == kBiasNone ? 0.0f : bias_at(args, bias_row(args, cell, head, q), k);
-          if (kBiasKind == kBiasAdditive && bias == -1.0f / 0.0f) continue;
+          if (kBiasKind == kBiasAdditive && bias == -kInfinite) continue;
           visit(row, static_cast<const u16*>(args.key.data) + keys.row(k, kv_head),
                 static_cast<const u16*>(args.value.data) + values.row(k, kv_head), bias);
         }
@@ -68,13 +68,13 @@ struct CarefulRow {
   // The output feature by feature, after the last key. Returns the logsumexp.
   template <class Store>
   __device__ __forceinline__ float finish(const Store& store) const {
-    const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+    const float factor = sum == 0 ? 0.0f : reciprocal_approx(sum);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const int f = threadIdx.x % 32 + 32 * i;
       if (f < kHeadDimV) store(f, out[i] * factor);
     }
-    return sum == 0 ? -1.0f / 0.0f : (top + log2_approx(sum)) * 0.693147180559945f;
+    return sum == 0 ? -kInfinite : (top + log2_approx(sum)) * 0.693147180559945f;
   }
 };
 

@@ -5,7 +5,7 @@
 
 namespace vicus::gpu {
 
-constexpr float kNothing = -1.0f / 0.0f;
+constexpr float kNothing = -kInfinite;
 /// The maximum that weights refer to may be exceeded by this power of two before sums are scaled to another: weights
 /// stay far below what 16 bits hold.
 constexpr float kSlack = 8;

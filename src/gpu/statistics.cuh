@@ -37,7 +37,7 @@ __device__ __forceinline__ Statistics make_statistics(const BackwardArgs& args, 
   if (args.grad_logsumexp.data != nullptr) {
     dot -= static_cast<const float*>(args.grad_logsumexp.data)[row(args.grad_logsumexp)];
   }
-  return {lse == -1.0f / 0.0f ? 1.0f / 0.0f : lse * 1.44269504088896341f, dot};
+  return {lse == -kInfinite ? kInfinite : lse * 1.44269504088896341f, dot};
 }
 
 // Statistics of the row at element `row`.
