@@ -26,9 +26,35 @@ VICUS_GEOM int pieces_of(int rows, int dilation) {
 /// places up to those of the next sequence at most one stays empty.
 VICUS_GEOM int places_before(int tokens, int sequence, int extent) { return tokens / extent + sequence; }
 
+/// A divisor that is known before the launch: n / value is a product and a shift, for 0 <= n < 2^31 (Granlund and Montgomery
+/// 1994, with 31 bits).
+struct Divisor {
+  unsigned value = 1, factor = 1u << 31, shift = 0;
+
+  Divisor() = default;
+  VICUS_GEOM explicit Divisor(int divisor) : value(static_cast<unsigned>(divisor)), shift(0) {
+    while (value > 1u << shift) ++shift;
+    factor = static_cast<unsigned>(((1ull << (31 + shift)) + value - 1) / value);
+  }
+  [[nodiscard]] VICUS_GEOM int divide(int n) const {
+    return static_cast<int>((2ull * static_cast<unsigned>(n) * factor >> 32) >> shift);
+  }
+  [[nodiscard]] VICUS_GEOM int remainder(int n) const { return n - divide(n) * static_cast<int>(value); }
+};
+
+/// In which order tiles follow each other: along the axes, then heads, then cells (sequence x residue class).
+struct TileOrder {
+  Divisor tiles[3], step[3];  ///< along each axis, and how many tiles later the next one along it comes
+  Divisor all;                ///< of a head in a cell
+  Divisor head_blocks;        ///< of a cell
+  Divisor group_blocks;       ///< of the query heads that share a head of keys
+  int group = 1;              ///< such heads
+};
+
 struct Sm90Args {
   TensorMap query, key, value, additional_key, additional_value;
   ForwardArgs forward;
+  TileOrder order;
   int tiles = 0;  ///< of queries, of all heads and cells
   int parts = 1;  ///< of the keys of each
   /// Causal packed sequences of different lengths: places for tiles that all of them share, and how many they are
@@ -44,7 +70,7 @@ struct Sm90BackwardArgs {
   TensorMap row_first, row_second, first, second, additional_first, additional_second;
   TensorMap query_sums;  ///< float32 scratch: features, token axes, heads of all batch entries
   BackwardArgs backward;
-  int places = 0;  ///< packed sequences: for tiles of rows, as above
+  TileOrder order;  ///< packed sequences: along the last axis, places for tiles as above
 };
 
 }  // namespace vicus::gpu

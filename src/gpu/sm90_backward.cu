@@ -28,14 +28,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread == 32) {
+  const RowTile rows = row_tile(args);  // by each thread: to hear of it from one of them takes longer
+  if (thread == 0) {
     init_barriers(smem);
     if constexpr (kAdds) init_query_sums(smem);
+    load_rows(args, smem, rows);
+    smem.rows = rows;
   }
-  if (thread == 0) smem.rows = row_tile(args);
-  __syncthreads();
-  if (thread == 0) load_rows(args, smem);
-  note_seen(smem);
+  note_seen(smem, rows);
   __syncthreads();
   if (thread == 0) note_columns(args.backward, smem);  // here, where it has registers
   const int role = kCrowd ? 1 : __shfl_sync(~0u, thread / kWarpgroupThreads, 0);

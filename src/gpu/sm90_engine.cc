@@ -100,6 +100,25 @@ TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
   return map;
 }
 
+// Of `tiles` along the axes. In the forward pass, tiles differ in length along causal axes: those come last.
+TileOrder order_of(const ForwardArgs& args, const Spec& spec, const int (&tiles)[3]) {
+  std::array<std::size_t, 3> axes{2, 1, 0};
+  const auto even = [&](std::size_t a) { return !spec.causal.at(a); };
+  if (spec.kernel == Kernel::sm90_forward) std::stable_partition(axes.begin(), axes.end(), even);
+  TileOrder order;
+  int step = 1;
+  for (const std::size_t a : axes) {
+    order.tiles[a] = Divisor(std::max(tiles[a], 1));
+    order.step[a] = Divisor(step);
+    step *= std::max(tiles[a], 1);
+  }
+  order.all = Divisor(step);
+  order.head_blocks = Divisor(args.work.head_blocks);
+  order.group = args.heads / args.heads_kv;
+  order.group_blocks = Divisor(args.work.head_blocks / args.heads_kv);
+  return order;
+}
+
 }  // namespace
 
 bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorView& grad_output) {
@@ -113,6 +132,7 @@ bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorV
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles) {
   Sm90Args all;
+  all.order = order_of(args, spec, args.work.tiles);
   if (spec.packed && spec.band_right >= 0 && spec.band_left < 0) {  // causal: kUneven
     const std::int64_t sequences = sequences_of(plan.problem);
     const std::int64_t places =
@@ -120,6 +140,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
     if (places < sequences * args.work.tiles[2]) {
       tiles = places * args.work.head_blocks;
       all.places = static_cast<int>(places);
+      all.order = order_of(args, spec, {1, 1, all.places});
       all.sequences = static_cast<int>(sequences);
     }
   }
@@ -170,9 +191,11 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
                   const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
   const bool of_keys = has_boxes_of_keys(spec.kernel);
   Sm90BackwardArgs all;
+  all.order = order_of(args, spec, args.work.tiles);
   if (spec.packed) {
-    all.places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
-    blocks = std::int64_t{all.places} * args.work.head_blocks;
+    const int places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
+    blocks = std::int64_t{places} * args.work.head_blocks;
+    all.order = order_of(args, spec, {1, 1, places});
   }
   require_countable("tiles of keys or queries", blocks);
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));

@@ -13,6 +13,7 @@
 // Barriers: see Smem. Named barriers: kOrder + w, of warpgroup w and the one before it; kCleared + w, of warpgroup w.
 #include "careful.cuh"
 #include "sm90_feed.cuh"
+#include "sm90_products.cuh"
 #include "sm90_softmax.cuh"
 #include "sm90_store.cuh"
 #include "sm90_tiles.cuh"
@@ -35,54 +36,18 @@ __device__ __forceinline__ void pass_turn(int warpgroup) {
   give_turn(warpgroup);
 }
 
-// The products of one warpgroup.
-struct Products {
-  u64 query, keys, values;
-  float scores[kKeys / 2], out[kHeadDimV / 2];
-  u32 weights[kKeys / 4];  // of the key tile before, as the second product takes them
-
-  __device__ __forceinline__ Products(const Smem& smem, int warpgroup)
-      : query(operand(smem_address(smem.query[warpgroup][0]), 16)),
-        keys(operand(smem_address(smem.key[0][0]), 16)),
-        values(operand(smem_address(smem.value[0][0]), kKeys * kSlab * 2)) {}
-
-  // scores = query . key, in flight
-  __device__ __forceinline__ void start_scores(int stage) {
-    const u64 key = keys + stage * (kSlabs * kKeys * kSlab * 2 / 16);
-    hold(scores);
-    wgmma_fence();
-#pragma unroll
-    for (int d = 0; d < kDq; d += 16) {
-      const int at = d % kSlab * 2 / 16, slab = d / kSlab;
-      wgmma_scores(scores, query + (slab * kRows * kSlab * 2 / 16 + at), key + (slab * kKeys * kSlab * 2 / 16 + at),
-                   d > 0);
-    }
+// Notes what the rows of this warp see.
+__device__ __forceinline__ void note_rows(Smem& smem, const Cell& cell, const QueryTile& tile, int warpgroup) {
+  const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 16;
+  const Position position = box_position(box_origin(tile, warpgroup), row);
+  const bool exists = box_has(tile, row, position);
+  __syncwarp();  // all lanes are done with the rows before
+  for (int a = kFirstAxis; a < 3; ++a) {
+    smem.seen[warpgroup][row][a - kFirstAxis] =
+        exists ? geometry::window(cell.grid.axis[a], position.at[a]) : Span{0, 0};
   }
-  // out += weights . value, in flight
-  __device__ __forceinline__ void start_sums(int stage) {
-    const u64 value = values + stage * (kValueSlabs * kKeys * kSlab * 2 / 16);
-    hold(out);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kKeys; k += 16) {
-      wgmma_values(out, weights[k / 4], weights[k / 4 + 1], weights[k / 4 + 2], weights[k / 4 + 3],
-                   value + k * kSlab * 2 / 16, 1);
-    }
-  }
-  __device__ __forceinline__ void scale_sums(const float (&factor)[2]) {
-#pragma unroll
-    for (int f = 0; f < kHeadDimV / 2; f += 4) {
-      out[f] *= factor[0];
-      out[f + 1] *= factor[0];
-      out[f + 2] *= factor[1];
-      out[f + 3] *= factor[1];
-    }
-  }
-  __device__ __forceinline__ void pack_weights() {
-#pragma unroll
-    for (int i = 0; i < kKeys / 4; ++i) weights[i] = Half::pack(scores[2 * i], scores[2 * i + 1]);
-  }
-};
+  __syncwarp();
+}
 
 // One warpgroup's rows of one tile of queries.
 struct Attend {
@@ -104,20 +69,10 @@ struct Attend {
   // Rows of this thread: this one and 8 more.
   __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
 
-  // Notes what the rows of this warp see.
   __device__ __forceinline__ void note_windows() {
     const TilePlace place = job.place;
     const Cell cell = make_cell(args, place.cell);
-    const QueryTile tile = tile_of(place, cell);
-    const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 16;
-    const Position position = box_position(box_origin(tile, warpgroup), row);
-    const bool exists = box_has(tile, row, position);
-    __syncwarp();  // all lanes are done with the rows before
-    for (int a = kFirstAxis; a < 3; ++a) {
-      smem.seen[warpgroup][row][a - kFirstAxis] =
-          exists ? geometry::window(cell.grid.axis[a], position.at[a]) : Span{0, 0};
-    }
-    __syncwarp();
+    note_rows(smem, cell, tile_of(place, cell), warpgroup);
     noted = true;
   }
 
@@ -194,20 +149,24 @@ struct Attend {
   __device__ __forceinline__ void run_in_crowd() {
 #pragma unroll
     for (int i = 0; i < kHeadDimV / 2; ++i) p.out[i] = 0;
-    note_windows();
     const Span(&first)[kRank] = smem.seen[warpgroup][first_row()],
           (&other)[kRank] = smem.seen[warpgroup][first_row() + 8];
     ThreadMask columns;
-    if constexpr (kSameColumns) see_columns(first, other, smem.feed.hull.axis[2].begin, columns);
+    if constexpr (kSameColumns) see_columns(first, other, smem.hull[0].axis[2].begin, columns);
+    constexpr int kLines = kRank == 3 ? 1 : 0;  // their axis
+    ThreadLines lines(first[kLines], other[kLines], smem.hull[0].axis[1].begin);
     mbarrier_wait(smem_address(&smem.query_full[warpgroup]), 0);
 #pragma unroll 1
     for (; tiles_left > 0; --tiles_left, ring.next()) {
       mbarrier_wait(smem_address(&smem.key_full[ring.stage]), ring.phase);
       p.start_scores(ring.stage);
       wgmma_commit();
+      if (threadIdx.x == 0 && tiles_left > 1) feed_next(all, smem, ring);
       ThreadMask mask;
       const KeyWalk& walk = smem.key_tile[ring.stage].walk;
-      if (kSameColumns && !(kAdditional && walk.additional)) see_lines(first, other, walk.origin, columns, mask);
+      const bool same = kSameColumns && !(kAdditional && walk.additional);
+      if (same && kRank == 2) lines.see(columns, mask);
+      else if (same) see_lines(first, other, walk.origin, columns, mask);
       else see_keys(first, other, walk, args.additional, mask);
       wgmma_wait<0>();
       hold(p.scores);
@@ -228,10 +187,7 @@ struct Attend {
       wgmma_wait<0>();
       hold(p.out);
       leave(smem.value_empty[ring.stage]);
-      if (threadIdx.x == 0) {
-        feed_key(all, smem);
-        feed_value(all, smem);
-      }
+      lines.next();
     }
   }
 
@@ -339,7 +295,7 @@ struct Attend {
       const int row = first_row() + 8 * half;
       const Position position = box_position(origin, row);
       const bool exists = box_has(tile, row, position);
-      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const float factor = sum == 0 ? 0.0f : reciprocal_approx(sum);
       const float lse =
           sum == 0 ? kNothing : (softmax.top[half] * args.scale_log2 + log2_approx(sum)) * 0.693147180559945f;
       bool here;
@@ -365,19 +321,21 @@ struct Attend {
   }
 };
 
-// One tile of queries, in a crowd.
+// One tile of queries, in a crowd. All threads work out which, for to hear of it takes longer.
 __device__ __forceinline__ void attend_once(const Sm90Args& args, Smem& smem) {
-  if (threadIdx.x == 0) {
-    init_barriers(smem);
-    fence_proxy_async();
-    begin_feed(args, smem);
-  }
+  Job job;
+  job.place = place_of(args, static_cast<int>(blockIdx.x));
+  const Cell cell = make_cell(args.forward, job.place.cell);
+  const QueryTile tile = tile_of(job.place, cell);
+  if (tile.box.empty()) return;
+  const Box hull = hull_of(cell, tile);
+  job.key_tiles = key_tiles_of(hull) + additional_tiles(args.forward);
+  if (threadIdx.x == 0) begin_feed(args, smem, job, cell, tile, hull);
+  note_rows(smem, cell, tile, 0);
   __syncthreads();
-  const Job& job = smem.job[0][0];
-  if (job.key_tiles == 0) return;
   Products products(smem, 0);
   Ring ring;
-  Attend attend{args, args.forward, smem, products, job, 0, ring};
+  Attend attend{args, args.forward, smem, products, smem.job[0][0], 0, ring};
   attend.run_in_crowd();
   attend.store();
 }

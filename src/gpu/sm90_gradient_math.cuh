@@ -40,26 +40,36 @@ struct Attend {
     constexpr int kLanes = 4;
     const int lane = static_cast<int>(threadIdx.x) % kLanes;
     const Cell& cell = smem.rows.cell;
+    Position q[2];
+    bool exists[2];
+    // Of rows that are none, the first one: no branches, so that all loads are on their way together.
+    const auto row_in = [&](const Rows& t, int half) {
+      return exists[half] ? place(t, cell, cell.first_query).row(q[half], smem.rows.tile.head) : 0;
+    };
+    float dot[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Position q = position_of(first_row() + 8 * half);
-      const bool exists = box_has(smem.rows.tile, first_row() + 8 * half, q);
-      // Of rows that are none, the first one: no branches, so that all loads are on their way together.
-      const auto row = [&](const Rows& t) {
-        return exists ? place(t, cell, cell.first_query).row(q, smem.rows.tile.head) : 0;
-      };
+      q[half] = position_of(first_row() + 8 * half);
+      exists[half] = box_has(smem.rows.tile, first_row() + 8 * half, q[half]);
+      if constexpr (kCrowd) {
+        dot[half] =
+            dot_rows<kLanes>(static_cast<const u16*>(args.output.data) + row_in(args.output, half),
+                             static_cast<const u16*>(args.grad_output.data) + row_in(args.grad_output, half), lane);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto row = [&](const Rows& t) { return row_in(t, half); };
       float2& at = statistics_at(args, row(args.statistics));
       Statistics of;
       if constexpr (kCrowd) {
-        float dot = dot_rows<kLanes>(static_cast<const u16*>(args.output.data) + row(args.output),
-                                     static_cast<const u16*>(args.grad_output.data) + row(args.grad_output), lane);
-        for (int step = 1; step < kLanes; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
-        of = make_statistics(args, row, dot);
-        if (exists && lane == 0) at = {of.lse, of.delta};
+        for (int step = 1; step < kLanes; step *= 2) dot[half] += __shfl_xor_sync(~0u, dot[half], step);
+        of = make_statistics(args, row, dot[half]);
+        if (exists[half] && lane == 0) at = {of.lse, of.delta};
       } else {
         of = {at.x, at.y};
       }
-      if (!exists) of = {kInfinite, 0.0f};
+      if (!exists[half]) of = {kInfinite, 0.0f};
       lse[half] = of.lse;
       delta[half] = of.delta;
     }

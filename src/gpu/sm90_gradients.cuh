@@ -29,7 +29,7 @@ constexpr bool kOfQueries = !kOfKeys;
 // In a crowd, warp 0 of the math calls the copy engine, the last two warps bring statistics of queries.
 constexpr int kCopyWarps = 2, kFirstCopyWarp = 4 - kCopyWarps;
 // Arrivals that a stage waits for: of its boxes, and of those who bring statistics of its queries.
-constexpr int kStageArrivals = 1 + (kOfQueries ? 0 : kCrowd ? 32 * kCopyWarps : kStatisticsWarps);
+constexpr int kStageArrivals = 1 + (kOfQueries ? 0 : 32 * (kCrowd ? kCopyWarps : kStatisticsWarps));
 constexpr bool kSumsBoth = kSumsFirst && kSumsSecond;
 constexpr bool kApart = kSecondStages > 0;
 static_assert(kOfQueries ? !kSumsSecond : kApart != kSumsBoth);
@@ -122,33 +122,26 @@ __device__ __forceinline__ void init_barriers(Smem& smem) {
 __device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
   const BackwardArgs& args = all.backward;
   RowTile rows;
-  u32 block = blockIdx.x;
-  int at[3] = {0, 0, 0};
-#pragma unroll
-  for (int a = 2; a >= kFirstAxis; --a) {
-    const u32 tiles = kPacked ? all.places : args.work.tiles[a];
-    at[a] = static_cast<int>(block % tiles);
-    block /= tiles;
-    // The longest first: later queries see more keys, earlier keys are seen by more queries.
-    if (kOfQueries && (kDense || kCausal[a])) at[a] = static_cast<int>(tiles) - 1 - at[a];
-  }
-  const u32 heads = kOfKeys ? args.heads_kv : args.heads;
-  rows.group = args.heads / args.heads_kv;
-  rows.tile.head = static_cast<int>(block % heads);
+  // The longest first: later queries see more keys, earlier keys are seen by more queries.
+  TileIndex index = tile_index<kOfQueries>(all.order, static_cast<int>(blockIdx.x));
+  rows.group = all.order.group;
+  rows.tile.head = index.head_block;
   rows.tile.heads = 1;
-  rows.tile.kv_head = kOfKeys ? rows.tile.head : rows.tile.head / rows.group;
-  CellPlace cell = cell_place(args, static_cast<int>(block / heads));
+  rows.tile.kv_head = kOfKeys ? rows.tile.head : all.order.group_blocks.divide(rows.tile.head);
+  CellPlace cell = cell_place(args, index.cell);
   if constexpr (kPacked) {
-    const auto [sequence, tile] = find_sequence(kOfKeys ? args.cumulative_keys : args.cumulative_queries,
-                                                kOfKeys ? args.keys : args.len[2], args.sequences, kTileQ[2], at[2]);
+    const auto [sequence, tile] =
+        find_sequence(kOfKeys ? args.cumulative_keys : args.cumulative_queries, kOfKeys ? args.keys : args.len[2],
+                      args.sequences, kTileQ[2], index.at[2]);
     cell.sequence = sequence;
-    at[2] = tile;
+    index.at[2] = tile;
   }
   rows.cell = make_cell(args, cell);
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
-    rows.tile.box.axis[a] =
-        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], rows_of(args, rows.cell.grid.axis[a]));
+    rows.tile.box.axis[a] = a < kFirstAxis
+                                ? Span{0, 1}
+                                : geometry::tile_span(index.at[a], kTileQ[a], rows_of(args, rows.cell.grid.axis[a]));
   }
   return rows;
 }
@@ -161,9 +154,8 @@ __device__ __forceinline__ int column_tiles(const Box& met, int additional) {
 
 // Notes what rows see along each axis. By all threads, for what a key is seen by takes two bisections: a warp begins with
 // each axis, the last ones first.
-__device__ __forceinline__ void note_seen(Smem& smem) {
+__device__ __forceinline__ void note_seen(Smem& smem, const RowTile& rows) {
   static_assert(kThreads >= kWarpgroups * kRows + 32 * (kRank - 1));
-  const RowTile& rows = smem.rows;
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) {
     constexpr int kWarp = 32;
@@ -269,8 +261,7 @@ __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& 
       smem.lse[ring.stage][c] = of[i].x;
       if constexpr (kSumsFirst) smem.delta[ring.stage][c] = of[i].y;
     }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&smem.full[ring.stage]));
+    mbarrier_arrive(smem_address(&smem.full[ring.stage]));  // each for itself
     at.next(smem);
     ring.next();
     if (--left > 0) fetch(at);
@@ -295,9 +286,8 @@ __device__ __forceinline__ void copy_statistics(const BackwardArgs& args, Smem& 
 }
 
 // Has the copy engine load the rows of the block. One thread.
-__device__ __forceinline__ void load_rows(const Sm90BackwardArgs& args, Smem& smem) {
+__device__ __forceinline__ void load_rows(const Sm90BackwardArgs& args, Smem& smem, const RowTile& rows) {
   const BackwardArgs& b = args.backward;
-  const RowTile& rows = smem.rows;
   const Cell& cell = rows.cell;
   const int first_row = kOfKeys ? cell.first_key : cell.first_query;
   const Rows &row_first = kOfKeys ? b.key : b.query, &row_second = kOfKeys ? b.value : b.grad_output;

@@ -105,7 +105,9 @@ __device__ __forceinline__ void see_columns(const Span (&first)[kRank], const Sp
     set_bits(line, geometry::hi(seen.begin - origin, 0), geometry::lo(seen.end - origin, kLine));
     repeat_bits<kLine>(line, columns.row[half]);
 #pragma unroll
-    for (int w = 0; w < kMask32; ++w) columns.row[half][w] >>= 2 * (threadIdx.x % 4);
+    for (int w = 0; w < kMask32; ++w) {
+      columns.row[half][w] = (columns.row[half][w] & bits_below(kKeys - 32 * w)) >> 2 * (threadIdx.x % 4);
+    }
   }
 }
 // As see_keys, of those columns.
@@ -145,6 +147,41 @@ __device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span
     }
   }
 }
+
+// The same on two axes: lines that the rows see, in keys of the walk from a tile on, whose columns come before those.
+struct ThreadLines {
+  int begin[2], end[2];
+
+  // From the first tile, which begins at line `origin`.
+  __device__ __forceinline__ ThreadLines(const Span& first, const Span& other, int origin) {
+    const int shift = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Span& seen = half == 0 ? first : other;
+      begin[half] = (seen.begin - origin) * kTileKv[2] - shift;
+      end[half] = geometry::hi(seen.end - origin, 0) * kTileKv[2] - shift;
+    }
+  }
+  __device__ __forceinline__ void next() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      begin[half] -= kKeys;
+      end[half] -= kKeys;
+    }
+  }
+  __device__ __forceinline__ void see(const ThreadMask& columns, ThreadMask& mask) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      u32 bits[kMask32];
+      set_bits(bits, begin[half], end[half]);
+#pragma unroll
+      for (int w = 0; w < kMask32; ++w) {
+        mask.row[half][w] = columns.row[half][w] & bits[w];
+        asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
+      }
+    }
+  }
+};
 
 // Whether any row of the warp sees a key of the tile.
 __device__ __forceinline__ bool sees_any(const ThreadMask& mask) {

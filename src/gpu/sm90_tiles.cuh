@@ -17,37 +17,25 @@ struct TilePlace {
   int head, heads, kv_head;
 };
 
-// Tiles differ in length: in causal attention.
-constexpr bool kUneven = kDense && kBandRight >= 0 && kBandLeft < 0;
+// Tiles differ in length: in causal attention, and most along the causal axes of windows.
+constexpr bool kUnevenWindows = !kDense && (kCausal[0] || kCausal[1] || kCausal[2]);
+constexpr bool kUneven = kUnevenWindows || (kDense && kBandRight >= 0 && kBandLeft < 0);
 
 __device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
   const ForwardArgs& args = all.forward;
+  const TileIndex tile = tile_index<true>(all.order, block);
   TilePlace place;
-  const bool shared = kPacked && kUneven && all.places > 0;
-  int at_place = 0;
-  for (int a = 2; a >= 0; --a) {
-    place.at[a] = 0;
-    if (a < kFirstAxis) continue;
-    if (shared) {
-      at_place = all.places - 1 - block % all.places;
-      block /= all.places;
-      continue;
-    }
-    place.at[a] = block % args.work.tiles[a];
-    block /= args.work.tiles[a];
-    if (kDense || kCausal[a]) place.at[a] = args.work.tiles[a] - 1 - place.at[a];  // the longest first
-  }
-  QueryTile heads;
-  heads.place_heads(args, block % args.work.head_blocks);
-  place.head = heads.head;
-  place.heads = heads.heads;
-  place.kv_head = heads.kv_head;
-  place.cell = cell_place(args, shared ? 0 : block / args.work.head_blocks);
-  if (shared) {
-    const auto [sequence, tile] =
-        find_sequence(args.cumulative_queries, args.len[2], all.sequences, kTileQ[2], at_place);
+  for (int a = 0; a < 3; ++a) place.at[a] = tile.at[a];
+  place.kv_head = all.order.group_blocks.divide(tile.head_block);
+  const int first = (tile.head_block - place.kv_head * static_cast<int>(all.order.group_blocks.value)) * kTileHeads;
+  place.head = kTileHeads == 1 ? tile.head_block : place.kv_head * all.order.group + first;
+  place.heads = kTileHeads == 1 ? 1 : geometry::lo(kTileHeads, all.order.group - first);
+  place.cell = cell_place(args, tile.cell);
+  if (kPacked && kUneven && all.places > 0) {
+    const auto [sequence, of_sequence] =
+        find_sequence(args.cumulative_queries, args.len[2], all.sequences, kTileQ[2], tile.at[2]);
     place.cell.sequence = sequence;
-    place.at[2] = tile;
+    place.at[2] = of_sequence;
   }
   return place;
 }
@@ -78,14 +66,6 @@ struct KeyTile {
   TileUse use[kWarpgroups];
 };
 
-// What is to be loaded next, in a crowd: sm90_feed.cuh.
-struct Feed {
-  KeyWalk walk;
-  Box hull;
-  Ring keys, values;
-  int keys_left = 0, values_left = 0;
-};
-
 struct alignas(1024) Smem {
   u16 query[kWarpgroups][kSlabs][kRows * kSlab];
   u16 key[kStages][kSlabs][kKeys * kSlab];
@@ -95,9 +75,8 @@ struct alignas(1024) Smem {
   u64 key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
   Job job[kWarpgroups][2];  // the one whose queries are in `query`, and the one before or after
   KeyTile key_tile[kStages];
-  Box hull[kWarpgroups], core[kWarpgroups];  // of the queries that are being loaded
+  Box hull[kWarpgroups], core[kWarpgroups];  // of the queries that are being loaded; in a crowd, of the block's
   Span seen[kWarpgroups][kRows][kRank];      // keys of each row, per axis
-  Feed feed;
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
@@ -148,12 +127,13 @@ __device__ __forceinline__ void take_part(Job& job, int part, int parts) {
 }
 
 // The n-th tile that is computed. Uneven ones go by length, the longest first, of so many heads together that a few tiles of
-// each are computed at a time and read the same keys.
+// each are computed at a time and read the same keys; of windows, of two heads: keys of more would not stay in the second
+// cache.
 __device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
-  if (!kUneven) return n;
-  const int tiles = kPacked && args.places > 0 ? args.places : args.forward.work.tiles[2];
+  if (!kUneven || kCrowd) return n;
+  const int tiles = static_cast<int>(args.order.all.value);
   const int heads = args.tiles / tiles;  // of all cells
-  const int together = geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
+  const int together = kUnevenWindows ? 2 : geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
   const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
   const int size = geometry::lo(together, heads - first);
   return (first + rest % size) * tiles + rest / size;

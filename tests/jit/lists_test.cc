@@ -242,10 +242,10 @@ TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   ASSERT_EQ(launches.size(), 2U) << "of queries, then of keys";
   const auto of_queries = args_of<gpu::Sm90BackwardArgs>(launches[0]);
   const auto of_keys = args_of<gpu::Sm90BackwardArgs>(launches[1]);
-  EXPECT_EQ(of_queries.places, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
-  EXPECT_EQ(of_keys.places, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
-  EXPECT_EQ(launches[0].grid[0], of_queries.places * problem.heads);
-  EXPECT_EQ(launches[1].grid[0], of_keys.places * problem.heads_kv);
+  EXPECT_EQ(of_queries.order.all.value, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
+  EXPECT_EQ(of_keys.order.all.value, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
+  EXPECT_EQ(launches[0].grid[0], of_queries.order.all.value * problem.heads);
+  EXPECT_EQ(launches[1].grid[0], of_keys.order.all.value * problem.heads_kv);
   EXPECT_EQ(of_keys.backward.cumulative_queries, in.cumulative_queries.data());
   EXPECT_EQ(of_keys.backward.cumulative_keys, in.cumulative_keys.data());
   EXPECT_EQ(of_keys.backward.sequences, kSequences);

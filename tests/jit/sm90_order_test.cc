@@ -1,0 +1,92 @@
+// In which order blocks of engine sm90 take tiles: divisions by known divisors, and what a launch is told.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <set>
+
+#include "device_tensor.h"
+#include "fake_cuda.h"
+#include "gpu/sm90_args.h"
+#include "hopper_problems.h"
+#include "vicus/vicus.hpp"
+
+namespace vicus {
+namespace {
+
+using vicus::testing::fake_cuda;
+using vicus::testing::kH100;
+using vicus::testing::problem_of;
+using vicus::testing::Tensor;
+
+constexpr int kMost = 2147483647;
+
+TEST(Order, DivisorsDivide) {
+  std::mt19937 random(1);
+  std::uniform_int_distribution<int> any(1, kMost);
+  const auto check = [](int divisor, int n) {
+    const gpu::Divisor d(divisor);
+    ASSERT_EQ(d.divide(n), n / divisor) << n << " by " << divisor;
+    ASSERT_EQ(d.remainder(n), n % divisor) << n << " by " << divisor;
+  };
+  for (int i = 0; i < 20000; ++i) {
+    const int divisor = i < 3000 ? i + 1 : i % 2 == 0 ? any(random) : 1 << i % 31;
+    for (const int n : {0, 1, divisor - 1, divisor, kMost, kMost - 1, kMost / divisor * divisor - 1, any(random)}) {
+      check(divisor, n);
+      if (n < kMost - 1) check(divisor, n + 1);
+    }
+  }
+  EXPECT_EQ(gpu::Divisor().divide(7), 7);
+}
+
+// What the forward kernel of a problem is told of its tiles.
+gpu::Sm90Args told(Problem problem) {
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_forward"] = sizeof(gpu::Sm90Args);
+    fake.launches.clear();
+  }
+  const Plan plan = choose_plan(problem, {.engine = Engine::sm90, .gpu = kH100});
+  const Problem& p = plan.problem;
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor output(p.dtype, p.output_shape());
+  int stream = 0;
+  forward(plan, {.query = query.view, .key = key.view, .value = value.view}, output.view, {}, &stream);
+  const std::lock_guard lock(fake.mutex);
+  gpu::Sm90Args args;
+  EXPECT_EQ(fake.launches.at(0).args.size(), sizeof(args));
+  std::memcpy(&args, fake.launches.at(0).args.data(), sizeof(args));
+  return args;
+}
+
+TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
+  for (const std::array<int, 3> causal : {std::array{0, 0, 0}, {0, 1, 0}, {1, 0, 1}, {0, 0, 1}}) {
+    Problem p = problem_of({20, 30, 40}, {.kernel_size = 9, .is_causal = {causal[0], causal[1], causal[2]}}, 128);
+    p.heads = 6;
+    p.heads_kv = 2;
+    const gpu::Sm90Args args = told(p);
+    const gpu::TileOrder& order = args.order;
+    std::set<std::array<int, 3>> seen;
+    for (int n = 0; n < static_cast<int>(order.all.value); ++n) {
+      std::array<int, 3> at{};
+      for (std::size_t a = 0; a < 3; ++a) at[a] = order.tiles[a].remainder(order.step[a].divide(n));
+      seen.insert(at);
+    }
+    EXPECT_EQ(seen.size(), order.all.value) << "all of them, each once";
+    for (std::size_t a = 0; a < 3; ++a) {
+      EXPECT_EQ(static_cast<int>(order.tiles[a].value), args.forward.work.tiles[a]);
+      for (std::size_t b = 0; b < 3; ++b) {
+        if (causal[a] > causal[b]) EXPECT_GT(order.step[a].value, order.step[b].value) << a << " after " << b;
+      }
+    }
+    EXPECT_EQ(order.group, 3);
+    EXPECT_EQ(order.group_blocks.value * 2, order.head_blocks.value);
+    EXPECT_EQ(args.tiles, static_cast<int>(order.all.value * order.head_blocks.value) * static_cast<int>(p.batch));
+  }
+}
+
+}  // namespace
+}  // namespace vicus
