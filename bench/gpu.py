@@ -27,8 +27,8 @@ import gpu_report
 HERE = Path(__file__).resolve().parent
 ASLEEP = 8_000_000  # cycles: the GPU waits while calls are queued, so that their host time is not measured
 LONG_SECONDS = 0.1  # a call this long is measured fewer times
-# At its power limit a GPU slows down within a tenth of a second, and is slow for a while after: samples of calls that take
-# a millisecond or more, ours and peers', begin after a rest.
+# At its power limit a GPU slows down within a tenth of a second, and is slow for a while after: samples of calls that
+# take a millisecond or more, ours and peers', begin after a rest.
 REST_SECONDS, RESTED_SECONDS = 0.5, 1e-3
 MOST_WARMING = 16  # processes that compile ahead at the same time
 # Problems whose first call is measured, in processes of their own.
