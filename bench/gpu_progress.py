@@ -15,13 +15,24 @@ def _message(report: Any) -> str:
     return str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr or "")
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    """Writes a line for the call of a test, and for a setup or teardown that did not pass."""
+def _note(report: Any, seconds: float) -> None:
     path = os.environ.get("VICUS_TEST_PROGRESS")
-    if not path or "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.outcome == "passed"):
+    if not path or "PYTEST_XDIST_WORKER" in os.environ:
         return
-    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration}
+    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": seconds}
     if report.outcome != "passed":
         line["message"] = _message(report)[:1000]
     with Path(path).open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Writes a line for the call of a test, and for a setup or teardown that did not pass."""
+    if report.when == "call" or report.outcome != "passed":
+        _note(report, report.duration)
+
+
+def pytest_collectreport(report: Any) -> None:
+    """A file whose tests cannot be collected has failed as a whole."""
+    if report.outcome == "failed":
+        _note(report, 0.0)

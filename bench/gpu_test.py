@@ -69,7 +69,8 @@ def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The counts of two runs. Left out is what neither ran; what failed in the first and ran again counts once."""
-    again = [failure for failure in first["failures"] if failure["test"] in second.get("ran", [])]
+    ran = {place for name in second.get("ran", []) for place in (name, name.split("::")[0])}  # tests, and their files
+    again = [failure for failure in first["failures"] if failure["test"] in ran]
     kept = [failure for failure in first["failures"] if failure not in again]
     parts = [first | {"failures": kept, "failed": first["failed"] - len(again)}, second]
     left = {path: why for path, why in first["left_out"].items() if path in second["left_out"]}

@@ -148,6 +148,22 @@ def test_counts_of_a_run(tmp_path):
     assert not gpu_test.clean({"tests": total | {"failed": 0, "passed": 0}})
 
 
+def test_a_file_that_cannot_be_read_is_a_failure_until_its_tests_run(tmp_path):
+    file = tmp_path / "test_file.py"
+    file.write_text("raise ValueError('no library')\n")
+    arguments = gpu_test.parse_arguments([])
+    runs = []
+    for text in ("raise ValueError('no library')\n", "def test_right(): pass\n"):
+        file.write_text(text)
+        found = gpu_test.run_pytest(arguments, "file", [str(file)], tmp_path)
+        runs.append(gpu_test.combine([found]) | {"left_out": {}})
+    broken, mended = runs
+    assert (broken["passed"], broken["failed"]) == (0, 1) and "no library" in broken["failures"][0]["message"]
+    total = gpu_test.joined(broken, mended)
+    assert (total["passed"], total["failed"], total["failures"]) == (1, 0, [])
+    assert total["ran_again"] == broken["failures"]
+
+
 def test_a_run_of_pytest_that_breaks_is_a_failure(tmp_path):
     arguments = gpu_test.parse_arguments(["--pytest=--no-such-option"])
     found = gpu_test.run_pytest(arguments, "broken", ["tests/gpu"], tmp_path)
