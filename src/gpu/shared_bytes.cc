@@ -56,12 +56,11 @@ int keys_bytes(const Spec& s, int row) {
 
 // sm90_tiles.cuh: slabs of 64 features, and what is known of tiles and rows.
 int boxes_bytes(const Spec& s) {
-  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kJob = 64, kWalk = 20, kRows = 64,
-                kFeed = 64;
+  constexpr int kUnit = 1024, kSlabRow = 128, kBarrier = 8, kBox = 24, kSpan = 8, kJob = 64, kWalk = 20, kRows = 64;
   const int warpgroups = s.warps / 4, slabs = ceil_div(s.head_dim, 64), value_slabs = ceil_div(s.head_dim_v, 64);
   const int bytes = kSlabRow * (warpgroups * slabs * kRows + s.stages * s.keys() * (slabs + value_slabs)) +
                     kBarrier * (2 * warpgroups + 4 * s.stages) + warpgroups * 2 * kJob +
-                    s.stages * (kWalk + 4 * warpgroups) + warpgroups * (2 * kBox + kRows * kSpan * s.rank) + kFeed + 64;
+                    s.stages * (kWalk + 4 * warpgroups) + warpgroups * (2 * kBox + kRows * kSpan * s.rank) + 64;
   return ceil_div(bytes, kUnit) * kUnit;
 }
 

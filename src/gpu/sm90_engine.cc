@@ -100,7 +100,7 @@ TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
   return map;
 }
 
-// Of `tiles` along the axes. In the forward pass, tiles differ in length along causal axes: those come last.
+// Of `tiles` along the axes, which an int counts. In the forward pass, tiles differ in length along causal axes: those come last.
 TileOrder order_of(const ForwardArgs& args, const Spec& spec, const int (&tiles)[3]) {
   std::array<std::size_t, 3> axes{2, 1, 0};
   const auto even = [&](std::size_t a) { return !spec.causal.at(a); };
@@ -132,7 +132,6 @@ bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorV
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles) {
   Sm90Args all;
-  all.order = order_of(args, spec, args.work.tiles);
   if (spec.packed && spec.band_right >= 0 && spec.band_left < 0) {  // causal: kUneven
     const std::int64_t sequences = sequences_of(plan.problem);
     const std::int64_t places =
@@ -140,12 +139,12 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
     if (places < sequences * args.work.tiles[2]) {
       tiles = places * args.work.head_blocks;
       all.places = static_cast<int>(places);
-      all.order = order_of(args, spec, {1, 1, all.places});
       all.sequences = static_cast<int>(sequences);
     }
   }
   const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
+  all.order = all.places > 0 ? order_of(args, spec, {1, 1, all.places}) : order_of(args, spec, args.work.tiles);
   Extent queries = spec.tile_q;
   queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
   Extent keys = spec.tile_kv;
@@ -191,13 +190,13 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
                   const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
   const bool of_keys = has_boxes_of_keys(spec.kernel);
   Sm90BackwardArgs all;
-  all.order = order_of(args, spec, args.work.tiles);
+  int places = 0;
   if (spec.packed) {
-    const int places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
+    places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
     blocks = std::int64_t{places} * args.work.head_blocks;
-    all.order = order_of(args, spec, {1, 1, places});
   }
   require_countable("tiles of keys or queries", blocks);
+  all.order = spec.packed ? order_of(args, spec, {1, 1, places}) : order_of(args, spec, args.work.tiles);
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
   Extent rows = spec.tile_q;
   rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;

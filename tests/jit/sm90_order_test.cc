@@ -6,6 +6,9 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "device_tensor.h"
 #include "fake_cuda.h"
@@ -85,6 +88,30 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
     EXPECT_EQ(order.group, 3);
     EXPECT_EQ(order.group_blocks.value * 2, order.head_blocks.value);
     EXPECT_EQ(args.tiles, static_cast<int>(order.all.value * order.head_blocks.value) * static_cast<int>(p.batch));
+  }
+}
+
+TEST(Order, MoreTilesThanAnIntCountsAreRefused) {
+  // Of 65536 x 40000 x 1 tokens, each a tile; nothing reads the tensors.
+  Problem problem = problem_of({65536, 40000, 1}, {.kernel_size = {3, 3, 1}}, 16);
+  problem.batch = problem.heads = problem.heads_kv = 1;
+  const PlanOptions options{.engine = Engine::sm90, .tile_q = {1, 1, 64}, .gpu = kH100};
+  const Plan plan = choose_plan(problem, options);
+  const Problem& p = plan.problem;
+  ASSERT_EQ(plan.gpu.forward.tile.extent, (std::array{1, 1, 64}));
+  const Tensor memory(p.dtype, {64});
+  const std::vector<std::int64_t> shape = p.query_shape();
+  const auto view = [&](std::int64_t elements) {
+    return TensorView(static_cast<std::uint16_t*>(memory.view.data()) + elements, p.dtype,
+                      TensorLayout(std::span<const std::int64_t>(shape)));
+  };
+  const TensorView output = view(0), query = view(std::int64_t{1} << 40);
+  int stream = 0;
+  try {
+    forward(plan, {.query = query, .key = query, .value = query}, output, {}, &stream);
+    FAIL() << "launched";
+  } catch (const Unsupported& error) {
+    EXPECT_NE(std::string(error.what()).find("tiles of queries"), std::string::npos) << error.what();
   }
 }
 
