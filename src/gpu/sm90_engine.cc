@@ -100,17 +100,19 @@ TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
   return map;
 }
 
-// Of `tiles` along the axes, which an int counts. In the forward pass, tiles differ in length along causal axes: those come last.
-TileOrder order_of(const ForwardArgs& args, const Spec& spec, const int (&tiles)[3]) {
+// Of the tiles along the axes, or of `places` where sequences share those; an int counts them. In the forward pass, tiles
+// differ in length along causal axes: those come last.
+TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places) {
   std::array<std::size_t, 3> axes{2, 1, 0};
   const auto even = [&](std::size_t a) { return !spec.causal.at(a); };
   if (spec.kernel == Kernel::sm90_forward) std::stable_partition(axes.begin(), axes.end(), even);
   TileOrder order;
   int step = 1;
   for (const std::size_t a : axes) {
-    order.tiles[a] = Divisor(std::max(tiles[a], 1));
+    const int tiles = places > 0 && a == 2 ? places : std::max(args.work.tiles[a], 1);
+    order.tiles[a] = Divisor(tiles);
     order.step[a] = Divisor(step);
-    step *= std::max(tiles[a], 1);
+    step *= tiles;
   }
   order.all = Divisor(step);
   order.head_blocks = Divisor(args.work.head_blocks);
@@ -144,7 +146,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   }
   const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
-  all.order = all.places > 0 ? order_of(args, spec, {1, 1, all.places}) : order_of(args, spec, args.work.tiles);
+  all.order = order_of(args, spec, all.places);
   Extent queries = spec.tile_q;
   queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
   Extent keys = spec.tile_kv;
@@ -196,7 +198,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
     blocks = std::int64_t{places} * args.work.head_blocks;
   }
   require_countable("tiles of keys or queries", blocks);
-  all.order = spec.packed ? order_of(args, spec, {1, 1, places}) : order_of(args, spec, args.work.tiles);
+  all.order = order_of(args, spec, places);
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
   Extent rows = spec.tile_q;
   rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
