@@ -151,10 +151,12 @@ struct Attend {
     for (int i = 0; i < kHeadDimV / 2; ++i) p.out[i] = 0;
     const Span(&first)[kRank] = smem.seen[warpgroup][first_row()],
           (&other)[kRank] = smem.seen[warpgroup][first_row() + 8];
+    Position origin;  // of the first tile
+    for (int a = 0; a < 3; ++a) origin.at[a] = smem.hull[0].axis[a].begin;
     ThreadMask columns;
-    if constexpr (kSameColumns) see_columns(first, other, smem.hull[0].axis[2].begin, columns);
+    if constexpr (kSameColumns) see_columns(first, other, origin, columns);
     constexpr int kLines = kRank == 3 ? 1 : 0;  // their axis
-    ThreadLines lines(first[kLines], other[kLines], smem.hull[0].axis[1].begin);
+    ThreadLines lines(first[kLines], other[kLines], origin.at[1]);
     mbarrier_wait(smem_address(&smem.query_full[warpgroup]), 0);
 #pragma unroll 1
     for (; tiles_left > 0; --tiles_left, ring.next()) {
@@ -162,11 +164,11 @@ struct Attend {
       p.start_scores(ring.stage);
       wgmma_commit();
       if (threadIdx.x == 0 && tiles_left > 1) feed_next(all, smem, ring);
-      ThreadMask mask;
+      ThreadMask mask = columns;
       const KeyWalk& walk = smem.key_tile[ring.stage].walk;
       const bool same = kSameColumns && !(kAdditional && walk.additional);
-      if (same && kRank == 2) lines.see(columns, mask);
-      else if (same) see_lines(first, other, walk.origin, columns, mask);
+      if (same && kRank == 2) lines.see(mask);
+      else if (same) see_lines(first, other, walk.origin, mask);
       else see_keys(first, other, walk, args.additional, mask);
       wgmma_wait<0>();
       hold(p.scores);

@@ -30,6 +30,7 @@ constexpr bool kOfQueries = !kOfKeys;
 constexpr int kCopyWarps = 2, kFirstCopyWarp = 4 - kCopyWarps;
 // Arrivals that a stage waits for: of its boxes, and of those who bring statistics of its queries.
 constexpr int kStageArrivals = 1 + (kOfQueries ? 0 : 32 * (kCrowd ? kCopyWarps : kStatisticsWarps));
+constexpr int kMathThreads = kWarpgroups * kWarpgroupThreads;  // that arrive when they are done with a stage
 constexpr bool kSumsBoth = kSumsFirst && kSumsSecond;
 constexpr bool kApart = kSecondStages > 0;
 static_assert(kOfQueries ? !kSumsSecond : kApart != kSumsBoth);
@@ -110,11 +111,11 @@ __device__ __forceinline__ void init_barriers(Smem& smem) {
   mbarrier_init(smem_address(&smem.rows_full), 2);
   for (int s = 0; s < kStages; ++s) {
     mbarrier_init(smem_address(&smem.full[s]), kStageArrivals);
-    mbarrier_init(smem_address(&smem.empty[s]), kWarpgroups * 4);
+    mbarrier_init(smem_address(&smem.empty[s]), kMathThreads);
   }
   for (int s = 0; s < kSecondStages; ++s) {
     mbarrier_init(smem_address(&smem.second_full[s]), 1);
-    mbarrier_init(smem_address(&smem.second_empty[s]), kWarpgroups * 4);
+    mbarrier_init(smem_address(&smem.second_empty[s]), kMathThreads);
   }
   fence_mbarrier_init();
 }

@@ -1,5 +1,5 @@
 // What hides keys from the rows of a warpgroup. A thread has rows `lane / 4` and 8 more of the 16 rows of its warp, and of
-// every 8 keys the two at 2 (lane % 4).
+// every eight keys of a tile the two at 2 (lane % 4).
 #pragma once
 
 #include "sm90.cuh"
@@ -7,177 +7,149 @@
 
 namespace vicus::gpu {
 
-constexpr int kMask32 = (kKeys + 31) / 32;
+constexpr int kEights = kKeys / 8;  // of a tile
+/// Of words with a bit for each eight, the bit of the first one: seven bits of a byte become predicates together, but of the
+/// lowest byte only six.
+constexpr int kFirstBit = kEights <= 24 ? 8 : 0;
+static_assert(kEights <= 32);
 
-// 32 bits of `words` from bit `first` on, zeros outside. `first` must be known when compiled.
-template <int kCount>
-__device__ __forceinline__ u32 bits_from(const u32 (&words)[kCount], int first) {
-  if (first <= -32 || first >= 32 * kCount) return 0;
-  if (first < 0) return words[0] << -first;
-  const u32 high = first / 32 + 1 < kCount ? words[first / 32 + 1] : 0;
-  return first % 32 == 0 ? words[first / 32] : __funnelshift_r(words[first / 32], high, first % 32);
+// What the rows of a thread, `lane / 4` and 8 more, see of a tile: of each eight, its key i. Bits of no eight are anything.
+struct ThreadMask {
+  u32 row[2][2];
+};
+
+// The bit of the first eight whose key i of this thread is not before key `end`, wherever that would be.
+__device__ __forceinline__ int bit_of(int end, int i) {
+  return (end + 8 * kFirstBit + 7 - i - 2 * static_cast<int>(threadIdx.x % 4)) >> 3;
 }
-
-// Bits [begin, end).
-template <int kCount>
-__device__ __forceinline__ void set_bits(u32 (&words)[kCount], int begin, int end) {
-#pragma unroll
-  for (int w = 0; w < kCount; ++w) words[w] = bits_below(end - 32 * w) & ~bits_below(begin - 32 * w);
+__device__ __forceinline__ u32 keys_between(int begin, int end, int i) {
+  return bits_below(bit_of(end, i)) & ~bits_below(bit_of(begin, i));
 }
 
 // The first kPeriod bits, again and again.
-template <int kPeriod, int kFrom, int kTo>
-__device__ __forceinline__ void repeat_bits(const u32 (&from)[kFrom], u32 (&to)[kTo]) {
-  if constexpr (32 % kPeriod == 0) {
-    u32 ones = 0;
+template <int kPeriod>
+__device__ __forceinline__ u32 repeat_bits(u32 bits) {
+  u32 ones = 0;
 #pragma unroll
-    for (int bit = 0; bit < 32; bit += kPeriod) ones |= 1u << bit;
-#pragma unroll
-    for (int w = 0; w < kTo; ++w) to[w] = from[0] * ones;
+  for (int bit = 0; bit < 32; bit += kPeriod) ones |= 1u << bit;
+  return bits * ones;
+}
+
+// Keys of some units of every kUnits, which have kUnit keys each: positions, lines or planes of a tile. `units` lie within
+// [0, kUnits], but where those are the whole tile.
+template <int kUnit, int kUnits>
+__device__ __forceinline__ u32 keys_in(const Span& units, int i) {
+  constexpr int kWhole = kUnit * kUnits;
+  if (kUnit % 2 == 0) i = 0;  // the same for both of an eight
+  if constexpr (kUnits == 1) {
+    return units.begin <= 0 && units.end > 0 ? ~0u : 0u;
+  } else if constexpr (kWhole % 8 == 0 && kWhole > 8) {
+    const u32 bits = keys_between(units.begin * kUnit, units.end * kUnit, i);
+    return kWhole < kKeys ? repeat_bits<kWhole / 8>(bits) : bits;
   } else {
+    constexpr int kShared = kWhole % 8 == 0 ? 8 : kWhole % 4 == 0 ? 4 : kWhole % 2 == 0 ? 2 : 1;  // factor
+    constexpr int kPeriod = kWhole / kShared;                                                     // of eights
+    const int first = 2 * static_cast<int>(threadIdx.x % 4) + i;
+    u32 bits = 0;
 #pragma unroll
-    for (int w = 0; w < kTo; ++w) {
-      to[w] = 0;
+    for (int n = 0; n < kPeriod && n < kEights; ++n) {
+      const int at = (8 * n % kWhole + first) % kWhole;
+      if (units.begin * kUnit <= at && at < units.end * kUnit) bits |= 1u << (kFirstBit + n);
+    }
+    return kPeriod == 1 ? 0 - bits : kPeriod < kEights ? repeat_bits<kPeriod>(bits) : bits;
+  }
+}
+
+// What a row sees along an axis, in a tile that begins at `origin`: along the first axis it may lie beyond.
+__device__ __forceinline__ Span seen_in_tile(const Span& seen, const Position& origin, int a) {
+  const int begin = seen.begin - origin.at[a], end = seen.end - origin.at[a];
+  if (a == kFirstAxis) return {begin, end};
+  return {geometry::lo(geometry::hi(begin, 0), kTileKv[a]), geometry::lo(geometry::hi(end, 0), kTileKv[a])};
+}
+
+// What the rows see along the last axis, of tiles that begin at column `origin`.
+__device__ __forceinline__ void see_columns(const Span (&first)[kRank], const Span (&other)[kRank],
+                                            const Position& origin, ThreadMask& columns) {
 #pragma unroll
-      for (int first = 0; first < 32 * kTo; first += kPeriod) to[w] |= bits_from(from, 32 * w - first);
+  for (int half = 0; half < 2; ++half) {
+    const Span seen = seen_in_tile((half == 0 ? first : other)[kRank - 1], origin, 2);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) columns.row[half][i] = keys_in<1, kTileKv[2]>(seen, i);
+  }
+}
+
+// Keys of the lines and planes that the rows see, of those that `mask` has.
+__device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span (&other)[kRank],
+                                          const Position& origin, ThreadMask& mask) {
+  constexpr int kLine = kTileKv[2], kPlane = kTileKv[1] * kLine;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Span(&seen)[kRank] = half == 0 ? first : other;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      u32& bits = mask.row[half][i];
+      if constexpr (kRank > 1) bits &= keys_in<kLine, kTileKv[1]>(seen_in_tile(seen[kRank - 2], origin, 1), i);
+      if constexpr (kRank > 2) bits &= keys_in<kPlane, kTileKv[0]>(seen_in_tile(seen[0], origin, 0), i);
+      asm volatile("" : "+r"(bits));  // here, not where it is used
     }
   }
 }
 
-// Bit c is set when key c of the tile at `origin` is seen: bits of a line, for every line, for every plane.
-__device__ __forceinline__ void see_keys(const Span (&seen)[kRank], const Position& origin, u32 (&mask)[kMask32]) {
-  int begin[3], end[3];
-  for (int a = kFirstAxis; a < 3; ++a) {
-    begin[a] = geometry::lo(geometry::hi(seen[a - kFirstAxis].begin - origin.at[a], 0), kTileKv[a]);
-    end[a] = geometry::lo(geometry::hi(seen[a - kFirstAxis].end - origin.at[a], 0), kTileKv[a]);
-  }
-  constexpr int kLine = kTileKv[2], kPlane = kTileKv[1] * kTileKv[2];
-  if constexpr (kRank == 1) {
-    set_bits(mask, begin[2], end[2]);
-  } else {
-    u32 line[(kLine + 31) / 32], plane[(kPlane + 31) / 32], part[kMask32];
-    set_bits(line, begin[2], end[2]);
-    repeat_bits<kLine>(line, plane);
-    u32 lines[(kPlane + 31) / 32];
-    set_bits(lines, begin[1] * kLine, end[1] * kLine);
+// By what the rows of the thread see, the first and the other one. A tile of additional tokens has them in a row, and every
+// query sees them.
+__device__ __forceinline__ void see_keys(const Span (&first)[kRank], const Span (&other)[kRank], const KeyWalk& walk,
+                                         int additional, ThreadMask& mask) {
+  if (kAdditional && walk.additional) {
 #pragma unroll
-    for (int w = 0; w < (kPlane + 31) / 32; ++w) plane[w] &= lines[w];
-    repeat_bits<kPlane>(plane, mask);
-    if constexpr (kRank == 3) {
-      set_bits(part, begin[0] * kPlane, end[0] * kPlane);
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int w = 0; w < kMask32; ++w) mask[w] &= part[w];
+      for (int i = 0; i < 2; ++i) mask.row[half][i] = keys_between(0, additional - walk.origin.at[2], i);
     }
+  } else {
+    see_columns(first, other, walk.origin, mask);
+    see_lines(first, other, walk.origin, mask);
   }
 }
 
 // Tiles are as wide as what the queries of a block see along the last axis: all hide the same columns.
 constexpr bool kSameColumns = kRank > 1 && kStep[2] == 1 && kTileKv[2] >= kWindow[2] + kTileQ[2] - 1;
 
-// By what the rows of the thread see, the first and the other one. A tile of additional tokens has them in a row, and every
-// query sees them.
-struct ThreadMask {
-  u32 row[2][kMask32];  // bit 8 n + i: of the thread's key i of the n-th 8
-};
-__device__ __forceinline__ void see_keys(const Span (&first)[kRank], const Span (&other)[kRank], const KeyWalk& walk,
-                                         int additional, ThreadMask& mask) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (kAdditional && walk.additional) set_bits(mask.row[half], 0, additional - walk.origin.at[2]);
-    else see_keys(half == 0 ? first : other, walk.origin, mask.row[half]);
-#pragma unroll
-    for (int w = 0; w < kMask32; ++w) {
-      mask.row[half][w] >>= 2 * (lane % 4);
-      asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
-    }
-  }
-}
-
-// Of all tiles that are not of additional tokens, where they begin at column `origin`.
-__device__ __forceinline__ void see_columns(const Span (&first)[kRank], const Span (&other)[kRank], int origin,
-                                            ThreadMask& columns) {
-  constexpr int kLine = kTileKv[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Span& seen = (half == 0 ? first : other)[kRank - 1];
-    u32 line[(kLine + 31) / 32];
-    set_bits(line, geometry::hi(seen.begin - origin, 0), geometry::lo(seen.end - origin, kLine));
-    repeat_bits<kLine>(line, columns.row[half]);
-#pragma unroll
-    for (int w = 0; w < kMask32; ++w) {
-      columns.row[half][w] = (columns.row[half][w] & bits_below(kKeys - 32 * w)) >> 2 * (threadIdx.x % 4);
-    }
-  }
-}
-// As see_keys, of those columns.
-__device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span (&other)[kRank],
-                                          const Position& origin, const ThreadMask& columns, ThreadMask& mask) {
-  constexpr int kLine = kTileKv[2], kPlane = kTileKv[1] * kLine;
-  const int shift = 2 * (threadIdx.x % 4);
-  const auto in_tile = [&](const Span& seen, int a) {
-    return Span{geometry::lo(geometry::hi(seen.begin - origin.at[a], 0), kTileKv[a]),
-                geometry::lo(geometry::hi(seen.end - origin.at[a], 0), kTileKv[a])};
-  };
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Span(&seen)[kRank] = half == 0 ? first : other;
-    const Span lines = in_tile(seen[kRank - 2], 1);
-    u32 bits[kMask32];
-    if constexpr (kTileKv[0] == 1) {
-      set_bits(bits, lines.begin * kLine - shift, lines.end * kLine - shift);
-    } else {
-      u32 plane[(kPlane + 31) / 32];
-      set_bits(plane, lines.begin * kLine, lines.end * kLine);
-      repeat_bits<kPlane>(plane, bits);
-#pragma unroll
-      for (int w = 0; w < kMask32; ++w) bits[w] >>= shift;
-    }
-    if constexpr (kRank == 3) {
-      const Span planes = in_tile(seen[0], 0);
-      u32 part[kMask32];
-      set_bits(part, planes.begin * kPlane - shift, planes.end * kPlane - shift);
-#pragma unroll
-      for (int w = 0; w < kMask32; ++w) bits[w] &= part[w];
-    }
-#pragma unroll
-    for (int w = 0; w < kMask32; ++w) {
-      mask.row[half][w] = columns.row[half][w] & bits[w];
-      asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
-    }
-  }
-}
-
-// The same on two axes: lines that the rows see, in keys of the walk from a tile on, whose columns come before those.
+// Lines that the rows see on two axes, in eights of the walk from a tile on, where those follow each other by lines.
 struct ThreadLines {
-  int begin[2], end[2];
+  static constexpr int kKinds = kTileKv[2] % 2 == 0 ? 1 : 2;  // of keys of an eight
+  int begin[2][kKinds], end[2][kKinds];
 
   // From the first tile, which begins at line `origin`.
   __device__ __forceinline__ ThreadLines(const Span& first, const Span& other, int origin) {
-    const int shift = 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Span& seen = half == 0 ? first : other;
-      begin[half] = (seen.begin - origin) * kTileKv[2] - shift;
-      end[half] = geometry::hi(seen.end - origin, 0) * kTileKv[2] - shift;
+#pragma unroll
+      for (int i = 0; i < kKinds; ++i) {
+        begin[half][i] = bit_of((seen.begin - origin) * kTileKv[2], i);
+        end[half][i] = bit_of((seen.end - origin) * kTileKv[2], i);
+      }
     }
   }
   __device__ __forceinline__ void next() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      begin[half] -= kKeys;
-      end[half] -= kKeys;
+#pragma unroll
+      for (int i = 0; i < kKinds; ++i) {
+        begin[half][i] -= kEights;
+        end[half][i] -= kEights;
+      }
     }
   }
-  __device__ __forceinline__ void see(const ThreadMask& columns, ThreadMask& mask) const {
+  // Keys of those lines, of those that `mask` has.
+  __device__ __forceinline__ void see(ThreadMask& mask) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      u32 bits[kMask32];
-      set_bits(bits, begin[half], end[half]);
 #pragma unroll
-      for (int w = 0; w < kMask32; ++w) {
-        mask.row[half][w] = columns.row[half][w] & bits[w];
-        asm volatile("" : "+r"(mask.row[half][w]));  // here, not where it is used
+      for (int i = 0; i < 2; ++i) {
+        const int kind = kKinds == 1 ? 0 : i;
+        mask.row[half][i] &= bits_below(end[half][kind]) & ~bits_below(begin[half][kind]);
+        asm volatile("" : "+r"(mask.row[half][i]));  // here, not where it is used
       }
     }
   }
@@ -185,20 +157,18 @@ struct ThreadLines {
 
 // Whether any row of the warp sees a key of the tile.
 __device__ __forceinline__ bool sees_any(const ThreadMask& mask) {
-  u32 any = 0;
-#pragma unroll
-  for (int w = 0; w < kMask32; ++w) any |= mask.row[0][w] | mask.row[1][w];
-  return __any_sync(~0u, any != 0);
+  const u32 any = mask.row[0][0] | mask.row[0][1] | mask.row[1][0] | mask.row[1][1];
+  return __any_sync(~0u, (any & bits_below(kEights) << kFirstBit) != 0);
 }
 
 __device__ __forceinline__ void hide_keys(const ThreadMask& mask, float hidden, float (&scores)[kKeys / 2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if ((mask.row[half][n / 4] >> (8 * n % 32 + i) & 1) == 0) scores[4 * n + 2 * half + i] = hidden;
+      for (int n = 0; n < kEights; ++n) {
+        if ((mask.row[half][i] & 1u << (kFirstBit + n)) == 0) scores[4 * n + 2 * half + i] = hidden;
       }
     }
   }

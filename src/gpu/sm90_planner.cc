@@ -24,11 +24,15 @@ namespace {
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
 /// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
-/// makes a tile `masked` times as slow.
+/// makes a tile `masked` times as slow, and `awkward` times more where the eights of its lines differ (keys_in of sm90_mask.cuh).
 struct Costs {
-  double tile, skip, rows, masked;
+  double tile, skip, rows, masked, awkward;
 };
-constexpr Costs kInTurn = {42, 10, 300, 1.35}, kInCrowd = {69, 0, 134, 1}, kGradientsInCrowd = {42, 0, 222, 1};
+constexpr Costs kInTurn = {42, 10, 300, 1.22, 1.1}, kInCrowd = {69, 0, 134, 1, 1};
+constexpr Costs kGradientsInTurn = {42, 10, 300, 1.35, 1}, kGradientsInCrowd = {42, 0, 222, 1, 1};
+/// Of warpgroups beside each other along the last axis, forward: tiles follow each other along it, and longer ones share fewer
+/// keys at a time. Not where they go by length.
+constexpr double kSideBySide = 1.07;
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
@@ -58,6 +62,7 @@ class BoxSearch {
     if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
       for (int i = 0; i < p_.rank(); ++i) {
         dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
+        causal_ = causal_ || mask->is_causal[i] != 0;
       }
     }
     for (const Family& family : families_) {
@@ -166,10 +171,13 @@ class BoxSearch {
     const double more = of_keys() ? 0 : std::ceil(static_cast<double>(p_.additional_tokens) / count);
     const double seen = n.seen * heads + blocks * more, masked = seen - n.whole * heads;
     const bool crowd = shape.blocks > 1;
-    const Costs& costs = !crowd ? kInTurn : kernel_ == Kernel::sm90_forward ? kInCrowd : kGradientsInCrowd;
+    const bool forward = kernel_ == Kernel::sm90_forward;
+    const Costs& costs = forward ? (crowd ? kInCrowd : kInTurn) : crowd ? kGradientsInCrowd : kGradientsInTurn;
+    const double masked_cost = costs.masked * (columns[2] % 8 != 0 && 8 % columns[2] != 0 ? costs.awkward : 1);
     const double work =
-        (seen + (costs.masked - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
-    const double slowness = shape.warpgroups * shape.slowness;
+        (seen + (masked_cost - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
+    const bool side_by_side = forward && !causal_ && p_.rank() > 1 && shape.warpgroups > 1 && k.stack_axis == 2;
+    const double slowness = shape.warpgroups * shape.slowness * (side_by_side ? kSideBySide : 1);
     const auto least_cost = [&](int parts) { return slowness * (work + blocks * parts * costs.rows); };
     // Not so of keys of several heads: `most` is of one.
     if (least_cost(1) >= found.cost && (!of_keys() || group == 1)) return;
@@ -189,7 +197,7 @@ class BoxSearch {
     k.key_parts = 1;
     double cost = cost_of(1);
     // Three warpgroups have too few registers for that with three axes.
-    const bool divisible = kernel_ == Kernel::sm90_forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
+    const bool divisible = forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
     const bool worthwhile = divisible && least_cost(2) + multiprocessors * kMergeKeys < cost;
     const int most_parts = worthwhile ? static_cast<int>(std::min<double>(kMostParts, tiles_of_block)) : 1;
     for (int parts = 2; parts <= most_parts; ++parts) {
@@ -234,7 +242,7 @@ class BoxSearch {
   const Plan& plan_;
   const Problem& p_;
   Kernel kernel_;
-  bool adds_;
+  bool adds_, causal_ = false;  // causal_: an axis of windows is
   std::vector<Family> families_ = families(p_);
   BoxCounts counts_{families_};
   Extent dilation_{1, 1, 1}, longest_{}, tile_q_{}, tile_kv_{};  // longest: axes of queries
