@@ -104,6 +104,13 @@ __device__ __forceinline__ void stmatrix_x4(u32 smem, const u32 (&r)[4]) {
                : "memory");
 }
 
+// 16 bytes together: compilers make four stores of some.
+__device__ __forceinline__ void store_four(void* to, const u32 (&r)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 // Bits [0, count) of a word; count may be anything.
 __device__ __forceinline__ u32 bits_below(int count) {
   u32 mask;

@@ -32,9 +32,7 @@ __device__ __forceinline__ bool store_row(const float (&out)[kWidth / 2], int ha
         else x[j + step] = got;
       }
     }
-    if (exists && first + part < kWidth / 8) {
-      *reinterpret_cast<uint4*>(row + 8 * (first + part)) = uint4{x[0], x[1], x[2], x[3]};
-    }
+    if (exists && first + part < kWidth / 8) store_four(row + 8 * (first + part), x);
   }
   return finite != 0.0f && exists;
 }
