@@ -313,9 +313,9 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 /// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
-  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md). Gradients by several
-  // blocks on a multiprocessor: least.
-  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kCrowdsFaster = 2.1;
+  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md). By several blocks on a
+  // multiprocessor: least.
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kForwardCrowdsFaster = 2.2, kCrowdsFaster = 2.1;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -328,7 +328,8 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     return exists && (asked || pairs <= faster * otherwise);
   };
   bool any = false;
-  if (chosen(boxes.tile.rows > 0, busy_pairs(plan, boxes), busy_pairs(plan, g.forward), kFaster)) {
+  const double forward_faster = boxes.blocks_per_multiprocessor > 1 ? kForwardCrowdsFaster : kFaster;
+  if (chosen(boxes.tile.rows > 0, busy_pairs(plan, boxes), busy_pairs(plan, g.forward), forward_faster)) {
     g.forward_unboxed = g.forward;
     g.forward = boxes;
     g.forward_scratch_bytes = parts_bytes(plan.problem, boxes.key_parts);

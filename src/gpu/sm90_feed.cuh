@@ -26,14 +26,12 @@ __device__ __forceinline__ void feed_next(const Sm90Args& args, Smem& smem, Ring
   feed(args, smem, make_cell(args.forward, place.cell), place.kv_head, walk, ring);
 }
 
-// Makes the barriers, and loads what comes first. The one thread that loads.
+// Loads the first keys and values, once queries are on their way. The one thread that loads.
 __device__ __forceinline__ void begin_feed(const Sm90Args& args, Smem& smem, const Job& job, const Cell& cell,
-                                           const QueryTile& tile, const Box& hull) {
-  init_barriers(smem);
-  load_query(args, smem, cell, tile, 0);
+                                           int kv_head, const Box& hull) {
   KeyWalk walk;
   walk.begin(hull);
-  feed(args, smem, cell, tile.kv_head, walk, {});
+  feed(args, smem, cell, kv_head, walk, {});
   smem.hull[0] = hull;
   smem.job[0][0] = job;
 }

@@ -330,9 +330,13 @@ __device__ __forceinline__ void attend_once(const Sm90Args& args, Smem& smem) {
   const Cell cell = make_cell(args.forward, job.place.cell);
   const QueryTile tile = tile_of(job.place, cell);
   if (tile.box.empty()) return;
+  if (threadIdx.x == 0) {
+    init_barriers(smem);
+    load_query(args, smem, cell, tile, 0);
+  }
   const Box hull = hull_of(cell, tile);
   job.key_tiles = key_tiles_of(hull) + additional_tiles(args.forward);
-  if (threadIdx.x == 0) begin_feed(args, smem, job, cell, tile, hull);
+  if (threadIdx.x == 0) begin_feed(args, smem, job, cell, tile.kv_head, hull);
   note_rows(smem, cell, tile, 0);
   __syncthreads();
   Products products(smem, 0);

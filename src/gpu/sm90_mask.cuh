@@ -2,8 +2,7 @@
 // every eight keys of a tile the two at 2 (lane % 4).
 #pragma once
 
-#include "sm90.cuh"
-#include "walk.cuh"
+#include "sm90_boxes.cuh"
 
 namespace vicus::gpu {
 
@@ -42,7 +41,7 @@ __device__ __forceinline__ u32 keys_in(const Span& units, int i) {
   constexpr int kWhole = kUnit * kUnits;
   if (kUnit % 2 == 0) i = 0;  // the same for both of an eight
   if constexpr (kUnits == 1) {
-    return units.begin <= 0 && units.end > 0 ? ~0u : 0u;
+    return 0u - static_cast<u32>((units.begin <= 0) & (units.end > 0));  // without a branch
   } else if constexpr (kWhole % 8 == 0 && kWhole > 8) {
     const u32 bits = keys_between(units.begin * kUnit, units.end * kUnit, i);
     return kWhole < kKeys ? repeat_bits<kWhole / 8>(bits) : bits;
@@ -54,7 +53,7 @@ __device__ __forceinline__ u32 keys_in(const Span& units, int i) {
 #pragma unroll
     for (int n = 0; n < kPeriod && n < kEights; ++n) {
       const int at = (8 * n % kWhole + first) % kWhole;
-      if (units.begin * kUnit <= at && at < units.end * kUnit) bits |= 1u << (kFirstBit + n);
+      bits |= static_cast<u32>((units.begin * kUnit <= at) & (at < units.end * kUnit)) << (kFirstBit + n);
     }
     return kPeriod == 1 ? 0 - bits : kPeriod < kEights ? repeat_bits<kPeriod>(bits) : bits;
   }
@@ -67,12 +66,17 @@ __device__ __forceinline__ Span seen_in_tile(const Span& seen, const Position& o
   return {geometry::lo(geometry::hi(begin, 0), kTileKv[a]), geometry::lo(geometry::hi(end, 0), kTileKv[a])};
 }
 
+// Rows of a box follow each other along the axes, the last one first: whether both rows of a thread, 8 apart, are at the same
+// place along an axis.
+constexpr int kLineRows = kTileHeads * box_extent(2), kPlaneRows = kLineRows * box_extent(1);
+constexpr bool kSamePlace[3] = {8 % (kPlaneRows * box_extent(0)) == 0, 8 % kPlaneRows == 0, 8 % kLineRows == 0};
+
 // What the rows see along the last axis, of tiles that begin at column `origin`.
 __device__ __forceinline__ void see_columns(const Span (&first)[kRank], const Span (&other)[kRank],
                                             const Position& origin, ThreadMask& columns) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Span seen = seen_in_tile((half == 0 ? first : other)[kRank - 1], origin, 2);
+    const Span seen = seen_in_tile((half == 0 || kSamePlace[2] ? first : other)[kRank - 1], origin, 2);
 #pragma unroll
     for (int i = 0; i < 2; ++i) columns.row[half][i] = keys_in<1, kTileKv[2]>(seen, i);
   }
@@ -84,12 +88,13 @@ __device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span
   constexpr int kLine = kTileKv[2], kPlane = kTileKv[1] * kLine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Span(&seen)[kRank] = half == 0 ? first : other;
+    const Span(&of_lines)[kRank] = half == 0 || kSamePlace[1] ? first : other;
+    const Span(&of_planes)[kRank] = half == 0 || kSamePlace[0] ? first : other;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       u32& bits = mask.row[half][i];
-      if constexpr (kRank > 1) bits &= keys_in<kLine, kTileKv[1]>(seen_in_tile(seen[kRank - 2], origin, 1), i);
-      if constexpr (kRank > 2) bits &= keys_in<kPlane, kTileKv[0]>(seen_in_tile(seen[0], origin, 0), i);
+      if constexpr (kRank > 1) bits &= keys_in<kLine, kTileKv[1]>(seen_in_tile(of_lines[kRank - 2], origin, 1), i);
+      if constexpr (kRank > 2) bits &= keys_in<kPlane, kTileKv[0]>(seen_in_tile(of_planes[0], origin, 0), i);
       asm volatile("" : "+r"(bits));  // here, not where it is used
     }
   }

@@ -133,7 +133,8 @@ __device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
   if (!kUneven || kCrowd) return n;
   const int tiles = static_cast<int>(args.order.all.value);
   const int heads = args.tiles / tiles;  // of all cells
-  const int together = kUnevenWindows ? 2 : geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
+  const int wanted = kUnevenWindows ? 2 : geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
+  const int together = geometry::lo(wanted, heads);
   const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
   const int size = geometry::lo(together, heads - first);
   return (first + rest % size) * tiles + rest / size;

@@ -116,7 +116,7 @@ CROWDED = [
 PARTED = {
     "2d": (na((25, 27), (21, 22), causal=(1, 0), heads=1, batch=1), (1, 8, 8), (1, 6, 8)),
     "2d, grouped": (na((17, 25), (15, 21), heads=2, kv=1, batch=1, additional_tokens=350), (1, 8, 4), (1, 6, 8)),
-    "2d, dilated": (na((45, 25), (20, 22), (3, 1), (2, 1), heads=1, batch=1, dim=128, **f16), (1, 4, 16), (1, 3, 16)),
+    "2d, dilated": (na((53, 25), (24, 23), (3, 1), (2, 1), heads=1, batch=1, dim=128, **f16), (1, 4, 16), (1, 3, 16)),
     "3d": (na((6, 12, 13), (5, 9, 12), (2, 1, 1), causal=(0, 0, 1), heads=1, batch=1, dim=128), (4, 4, 4), (2, 4, 6)),
     "3d, more tokens": (na((7, 9, 10), (7, 8, 9), heads=1, batch=1, additional_tokens=90), (4, 4, 4), (1, 6, 8)),
 }
@@ -234,7 +234,7 @@ def test_keys_outside_a_window_have_no_influence_on_gradients_in_crowds(on_two_m
 
 def test_keys_outside_a_window_have_no_influence_in_parts(elsewhere):
     tiles = {"tile_q": (1, 8, 8), "tile_kv": (1, 6, 8)}
-    case = Case("2d", na((20, 21), (17, 16), heads=1, batch=1))
+    case = Case("2d", na((24, 25), (20, 21), heads=1, batch=1))
     elsewhere(emulated.check_outside, case, "sm90", expected=PARTS, **tiles)
 
 
