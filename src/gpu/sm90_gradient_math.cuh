@@ -75,9 +75,14 @@ struct Attend {
     }
   }
 
-  // By all lanes: that those who only wait at barriers come after each other is not known to tools that look for races.
-  __device__ __forceinline__ void arrive(const u64& barrier) const { mbarrier_arrive(smem_address(&barrier)); }
-  __device__ __forceinline__ void leave(const Ring& ring) const { arrive(smem.empty[ring.stage]); }
+  __device__ __forceinline__ void arrive(const u64& barrier) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&barrier));
+  }
+  // By all lanes: that those who only wait at a barrier come after each other is not known to tools that look for races. Where
+  // else all arrive, registers decide.
+  __device__ __forceinline__ void arrive_all(const u64& barrier) const { mbarrier_arrive(smem_address(&barrier)); }
+  __device__ __forceinline__ void leave(const Ring& ring) const { arrive_all(smem.empty[ring.stage]); }
   // Columns of the second product, where they come apart.
   __device__ __forceinline__ int second_stage() const { return kApart ? second.stage : ring.stage; }
   __device__ __forceinline__ void await_second(const SecondRing& ring) const {
@@ -143,7 +148,7 @@ struct Attend {
     }
     if constexpr (kAdds) {
       fence_proxy_async();
-      arrive(smem.grads_full);
+      arrive_all(smem.grads_full);
     } else {
       show_products(kShown + warpgroup);
       buffer ^= 1;

@@ -115,7 +115,7 @@ __device__ __forceinline__ void init_barriers(Smem& smem) {
   }
   for (int s = 0; s < kSecondStages; ++s) {
     mbarrier_init(smem_address(&smem.second_full[s]), 1);
-    mbarrier_init(smem_address(&smem.second_empty[s]), kMathThreads);
+    mbarrier_init(smem_address(&smem.second_empty[s]), kWarpgroups * 4);
   }
   fence_mbarrier_init();
 }

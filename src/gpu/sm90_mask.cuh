@@ -48,7 +48,9 @@ __device__ __forceinline__ u32 keys_in(const Span& units, int i) {
   } else {
     constexpr int kShared = kWhole % 8 == 0 ? 8 : kWhole % 4 == 0 ? 4 : kWhole % 2 == 0 ? 2 : 1;  // factor
     constexpr int kPeriod = kWhole / kShared;                                                     // of eights
-    const int first = 2 * static_cast<int>(threadIdx.x % 4) + i;
+    // With three warpgroups, registers are too few to keep what is the same for all tiles.
+    const u32 thread = kWarpgroups == 3 ? anew(threadIdx.x) : threadIdx.x;
+    const int first = 2 * static_cast<int>(thread % 4) + i;
     u32 bits = 0;
 #pragma unroll
     for (int n = 0; n < kPeriod && n < kEights; ++n) {

@@ -12,8 +12,8 @@ namespace vicus::gpu {
 
 __device__ __forceinline__ void init_query_sums(Smem& smem) {
   mbarrier_init(smem_address(&smem.grads_full), kMathThreads);
-  mbarrier_init(smem_address(&smem.grads_empty), kMathThreads);
-  mbarrier_init(smem_address(&smem.sums_full), kMathThreads);
+  mbarrier_init(smem_address(&smem.grads_empty), kWarpgroups * 4);
+  mbarrier_init(smem_address(&smem.sums_full), kWarpgroups * 4);
   mbarrier_init(smem_address(&smem.sums_empty), 1);
   fence_mbarrier_init();
 }
