@@ -25,6 +25,8 @@ import gpu_evidence
 
 TESTS = gpu_evidence.ROOT / "tests"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Tests that share the GPU, those that have it alone, and those of the package, where no tests are named.
+RUNS = ("together", "alone", "package")
 # Kernel tests, and those of the package that compile FlexAttention or compare with cuDNN.
 DEFAULT_TESTS = ("tests/gpu", "tests/torch/test_flex_gpu.py", "tests/nn/test_layer_gpu.py")
 # Tests of the package that run with CUDA tensors when they are told to (--device).
@@ -120,6 +122,8 @@ def run_pytest(
         how = "was stopped, time was up" if code is None else f"ended with {code}"
         found["failed"] += 1
         found["failures"].append({"test": f"pytest, {name}", "message": how})
+    else:
+        found["ran"].append(f"pytest, {name}")
     for failure in found["failures"]:
         print(f"FAILED {failure['test']}: {failure['message'].splitlines()[:1]}", flush=True)
     return found
@@ -169,9 +173,9 @@ def run_tests(arguments: argparse.Namespace, logs: Path) -> dict[str, Any]:
     chosen = [f"--gpu-cases={arguments.gpu_cases}", *(arguments.tests or DEFAULT_TESTS)]
     together = ["-n", str(workers)] if workers > 1 else []
     runs = {"together": (["-m", "not alone", *together, *chosen], workers), "alone": (["-m", "alone", *chosen], 1)}
-    if not arguments.tests:
-        runs["package"] = (["--device=cuda", f"--deselect={LONG}", *together, *ANY_DEVICE], workers)
-    parts = [run_pytest(arguments, name, given, logs, workers) for name, (given, workers) in runs.items()]
+    runs["package"] = (["--device=cuda", f"--deselect={LONG}", *together, *ANY_DEVICE], workers)
+    wanted = arguments.run or (RUNS[:2] if arguments.tests else RUNS)
+    parts = [run_pytest(arguments, name, runs[name][0], logs, runs[name][1]) for name in wanted]
     return combine(parts) | {"left_out": left_out()}
 
 
@@ -200,6 +204,7 @@ def clean(report: dict[str, Any]) -> bool:
 
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", action="append", choices=RUNS, help="only this part of the tests, and others so named")
     parser.add_argument("--gpu-cases", type=int, default=250, help="random problems (each in several variations)")
     parser.add_argument("--workers", type=int, default=0, help="test processes; default: as many as cores, at most 16")
     parser.add_argument("--sanitize", action="store_true", help="then run the sanitizers, too")
