@@ -70,11 +70,13 @@ def combine(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The counts of two runs. Left out is what neither ran; what failed in the first and ran again counts once."""
+    """The counts of two runs. Left out is what neither ran; what failed in the first and ran again counts once, and so
+    does what a part had done that did not end and ran again."""
     ran = {place for name in second.get("ran", []) for place in (name, name.split("::")[0])}  # tests, and their files
     again = [failure for failure in first["failures"] if failure["test"] in ran]
     kept = [failure for failure in first["failures"] if failure not in again]
-    parts = [first | {"failures": kept, "failed": first["failed"] - len(again)}, second]
+    counts = {name: first[name] - sum(failure.get(name, 0) for failure in again) for name in ("passed", "skipped")}
+    parts = [first | counts | {"failures": kept, "failed": first["failed"] - len(again)}, second]
     left = {path: why for path, why in first["left_out"].items() if path in second["left_out"]}
     total = combine([part | {"reasons": part["skip_reasons"]} for part in parts]) | {"left_out": left}
     return total | {"ran_again": [*first.get("ran_again", []), *again]}
@@ -121,7 +123,8 @@ def run_pytest(
     if code not in (0, 5) and not (code == 1 and found["failed"]):  # 5: no test has the mark
         how = "was stopped, time was up" if code is None else f"ended with {code}"
         found["failed"] += 1
-        found["failures"].append({"test": f"pytest, {name}", "message": how})
+        done = {outcome: found[outcome] for outcome in ("passed", "skipped")}
+        found["failures"].append({"test": f"pytest, {name}", "message": how, **done})
     else:
         found["ran"].append(f"pytest, {name}")
     for failure in found["failures"]:

@@ -191,6 +191,22 @@ def test_a_run_that_is_cut_tells_what_it_found(tmp_path, monkeypatch):
     assert (found["passed"], found["failed"]) == (1, 2)
     assert "1 == 2" in found["failures"][0]["message"]
     assert found["failures"][1]["message"] == "was stopped, time was up"
+    cut = gpu_test.combine([found]) | {"left_out": {}}
+    (tmp_path / "test_slow.py").write_text("def test_wrong(): pass\ndef test_right(): pass\ndef test_slow(): pass\n")
+    monkeypatch.undo()
+    whole = gpu_test.run_pytest(arguments, "cut", [str(tmp_path / "test_slow.py")], tmp_path)
+    total = gpu_test.joined(cut, gpu_test.combine([whole]) | {"left_out": {}})
+    assert (total["passed"], total["failed"], total["failures"]) == (3, 0, [])
+    assert total["ran_again"] == cut["failures"]
+
+
+def test_parts_of_the_tests_run_by_their_names(tmp_path, monkeypatch):
+    ran = []
+    none = gpu_test.read_progress(tmp_path / "none")
+    monkeypatch.setattr(gpu_test, "run_pytest", lambda arguments, name, *rest: ran.append(name) or none)
+    for given in ([], ["tests/gpu"], ["--run=alone", "--run=package"]):
+        gpu_test.run_tests(gpu_test.parse_arguments(given), tmp_path)
+    assert ran == ["together", "alone", "package", "together", "alone", "alone", "package"]
 
 
 def test_files_that_cannot_run_are_named(monkeypatch):
