@@ -24,7 +24,8 @@ namespace {
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
 /// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
-/// makes a tile `masked` times as slow, and `awkward` times more where the eights of its lines differ (keys_in of sm90_mask.cuh).
+/// makes a tile `masked` times as slow, and `awkward` times more where its lines differ by eights of keys (sm90_mask.cuh,
+/// keys_in).
 struct Costs {
   double tile, skip, rows, masked, awkward;
 };
