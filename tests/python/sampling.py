@@ -16,7 +16,10 @@ def scaled(count):
 
 
 def for_cases(label, strategy, count, check):
-    """Checks `count` cases. Each label draws its own; the fixed profile draws the same ones in every run."""
+    """Checks `count` cases. Each label draws its own; the fixed profile draws the same ones in every run of the same tests.
+
+    Of other tests other ones: hypothesis also draws numbers that stand in the modules that are loaded.
+    """
 
     @hypothesis.settings(max_examples=scaled(count))
     @hypothesis.given(case=strategy)
