@@ -76,10 +76,10 @@ struct Attend {
     noted = true;
   }
 
-  // Lets what the warp has read be overwritten.
+  // Lets what the warp has read be overwritten. The last lane says so: to racecheck, it is the one that has read.
   __device__ __forceinline__ void leave(u64& empty) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_address(&empty));
+    if (threadIdx.x % 32 == 31) mbarrier_arrive(smem_address(&empty));
   }
 
   // Steps over key tiles that no query of the warpgroup sees, to one that some do: false where there is none, or where
@@ -164,7 +164,8 @@ struct Attend {
       p.start_scores(ring.stage);
       wgmma_commit();
       if (threadIdx.x == 0 && tiles_left > 1) feed_next(all, smem, ring);
-      ThreadMask mask = columns;
+      ThreadMask mask;
+      if constexpr (kSameColumns) mask = columns;
       const KeyWalk& walk = smem.key_tile[ring.stage].walk;
       const bool same = kSameColumns && !(kAdditional && walk.additional);
       if (same && kRank == 2) lines.see(mask);
