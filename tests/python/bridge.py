@@ -15,8 +15,11 @@ class VicusError(Exception):
     """An exception of the library: `kind` is its class, `argument` what it names."""
 
     def __init__(self, kind, argument, text):
-        super().__init__(f"{kind}: {text}")
+        super().__init__(kind, argument, text)  # what makes it again in another process
         self.kind, self.argument, self.text = kind, argument, text
+
+    def __str__(self):
+        return f"{self.kind}: {self.text}"
 
 
 class _Tensor(ctypes.Structure):
