@@ -104,10 +104,17 @@ __device__ __forceinline__ void stmatrix_x4(u32 smem, const u32 (&r)[4]) {
                : "memory");
 }
 
-// 16 bytes together: compilers make four stores of some.
-__device__ __forceinline__ void store_four(void* to, const u32 (&r)[4]) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(r[0]), "r"(r[1]),
-               "r"(r[2]), "r"(r[3])
+// Stores where `wanted`. By a branch nothing else would be moved across; and compilers make four of some stores of 16 bytes.
+__device__ __forceinline__ void store_one(float* to, float x, bool wanted) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.global.f32 [%0], %1;\n}" ::"l"(__cvta_generic_to_global(to)),
+      "f"(x), "r"(static_cast<int>(wanted))
+      : "memory");
+}
+__device__ __forceinline__ void store_four(void* to, const u32 (&r)[4], bool wanted) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "r"(static_cast<int>(wanted))
                : "memory");
 }
 

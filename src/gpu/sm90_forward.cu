@@ -118,6 +118,7 @@ struct Attend {
   template <bool kMasked>
   __device__ __forceinline__ void weigh() {
     ThreadMask mask;
+    bool seen[2] = {true, true};
     if constexpr (kMasked) see_tile(mask);
     const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
     wgmma_wait<1>();
@@ -125,11 +126,15 @@ struct Attend {
     if (kCopies == Copies::asked && use == TileUse::masked) {
       see_tile(mask);
       hide_keys(mask, kNothing, p.scores);
+      for (int half = 0; half < 2; ++half) seen[half] = sees(mask, half);
     }
     leave(smem.key_empty[ring.stage]);
-    if constexpr (kMasked) hide_keys(mask, kNothing, p.scores);
+    if constexpr (kMasked) {
+      hide_keys(mask, kNothing, p.scores);
+      for (int half = 0; half < 2; ++half) seen[half] = sees(mask, half);
+    }
     float factor[2];
-    softmax.step(p.scores, args.scale_log2, factor);
+    softmax.step(p.scores, args.scale_log2, seen, factor);
     hold(p.scores);  // weights are made while the sums are in flight
     // ptxas would wait before the exponentials, but for a branch, which all warps must take alike.
     if (anew(args.additional) < 0) wgmma_wait<0>();
@@ -177,7 +182,7 @@ struct Attend {
       if (sees_any(mask)) {
         hide_keys(mask, kNothing, p.scores);
         float factor[2];
-        softmax.step(p.scores, args.scale_log2, factor);
+        softmax.step(p.scores, args.scale_log2, {true, true}, factor);
         if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) p.scale_sums(factor);
         p.pack_weights();
       } else {
@@ -299,17 +304,17 @@ struct Attend {
       const Position position = box_position(origin, row);
       const bool exists = box_has(tile, row, position);
       const float factor = sum == 0 ? 0.0f : reciprocal_approx(sum);
-      const float lse =
-          sum == 0 ? kNothing : (softmax.top[half] * args.scale_log2 + log2_approx(sum)) * 0.693147180559945f;
+      const float lse = sum == 0 ? kNothing : (softmax.base[half] + log2_approx(sum)) * 0.693147180559945f;
       bool here;
       if constexpr (kKeyParts) {
         here = store_part(cell, position, half, row, exists, factor, lse);
       } else {
         u16* to = static_cast<u16*>(args.output.data) + out_rows.row(position, box_head(tile, row));
         here = store_row<kHeadDimV>(p.out, half, factor, exists, to);
-        if (kLogsumexp && threadIdx.x % 4 == 0 && exists) {
+        if constexpr (kLogsumexp) {
           const Placed rows = gpu::place(args.logsumexp, cell, cell.first_query);
-          static_cast<float*>(args.logsumexp.data)[rows.row(position, box_head(tile, row))] = lse;
+          float* const one = static_cast<float*>(args.logsumexp.data) + rows.row(position, box_head(tile, row));
+          store_one(one, lse, threadIdx.x % 4 == 0 && exists);
         }
       }
       wrong[half] = __ballot_sync(~0u, here);

@@ -162,6 +162,11 @@ struct ThreadLines {
   }
 };
 
+// Whether the thread's row `half` sees a key of the thread's.
+__device__ __forceinline__ bool sees(const ThreadMask& mask, int half) {
+  return ((mask.row[half][0] | mask.row[half][1]) & bits_below(kEights) << kFirstBit) != 0;
+}
+
 // Whether any row of the warp sees a key of the tile.
 __device__ __forceinline__ bool sees_any(const ThreadMask& mask) {
   const u32 any = mask.row[0][0] | mask.row[0][1] | mask.row[1][0] | mask.row[1][1];

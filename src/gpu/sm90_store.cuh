@@ -32,7 +32,7 @@ __device__ __forceinline__ bool store_row(const float (&out)[kWidth / 2], int ha
         else x[j + step] = got;
       }
     }
-    if (exists && first + part < kWidth / 8) store_four(row + 8 * (first + part), x);
+    store_four(row + 8 * (first + part), x, exists && first + part < kWidth / 8);
   }
   return finite != 0.0f && exists;
 }

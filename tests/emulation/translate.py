@@ -56,6 +56,8 @@ def sections(text: str) -> list[str]:
 
 def call(instruction: str, values: list[str]) -> str:
     name, _, rest = instruction.partition(" ")
+    if name.startswith("@"):
+        return f"if ({name[1:]}) {call(rest, values)}"
     if name == ".reg":
         return f"bool {rest.split()[1]} = false;"
     columns = re.search(r"m64n(\d+)k16", name)
