@@ -199,6 +199,19 @@ __device__ __forceinline__ void load_query(const Sm90Args& args, Smem& smem, con
       token_of(cell, box_origin(tile, warpgroup), cell.first_query), kDilation[2]);
 }
 
+// Blocks with fewer tiles of queries than this start where others do: most of what they wait for is the first keys.
+constexpr int kFewTiles = 4;
+
+// Where the walk over the key tiles of a hull begins; what lies before follows in the end. Along one axis: at a key that all
+// tiles of queries within a window of each other see, so that blocks that start together do not each load keys of their own,
+// and what only one warpgroup sees comes in the middle.
+__device__ __forceinline__ int first_tile(const Box& hull) {
+  if (kRank > 1 || kDense || kKeyParts || hull.empty()) return 0;
+  const Span& keys = hull.axis[2];
+  const int shared = geometry::ceil_div(keys.begin, kWindow[2]) * kWindow[2];
+  return shared < keys.end ? (shared - keys.begin) / kKeys : 0;
+}
+
 // The one thread that calls the copy engine. Key tiles run one ahead of value tiles, as the math does.
 __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
   const ForwardArgs& f = args.forward;
@@ -220,13 +233,14 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;
     const Box hull = note_hulls(smem, cell, tile);
-    job.key_tiles = key_tiles_of(hull) + additional_tiles(f);
+    const int of_hull = key_tiles_of(hull), turned = blocks < kFewTiles * grid ? first_tile(hull) : 0;
+    job.key_tiles = of_hull + additional_tiles(f);
     KeyWalk walk;
     if constexpr (kKeyParts) {
       take_part(job, n % parts, parts);
       walk.begin(hull, job.first_key_tile);
     } else {
-      walk.begin(hull);
+      walk.begin(hull, turned);
     }
     if (job.key_tiles > 0) load_key(args, smem, cell, tile.kv_head, walk, keys);
     for (int w = 0; w < kWarpgroups; ++w) {
@@ -236,7 +250,9 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     parity ^= 1;
     for (int t = 1; t < job.key_tiles; ++t) {
       const KeyWalk before = walk;
-      walk.next(hull);
+      if (kAdditional && turned > 0 && t == of_hull) walk.begin_additional();
+      else if (turned > 0 && t == of_hull - turned) walk.begin(hull);
+      else walk.next(hull);
       load_key(args, smem, cell, tile.kv_head, walk, keys);
       load_value(args, smem, cell, tile.kv_head, before, values);
     }
