@@ -53,7 +53,8 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
   }
   if (boxes) {
     const bool summed = g.backward.add_queries && call.grad_query;
-    const Spec queries = call.grad_query && !summed ? of(Kernel::sm90_queries) : Spec{};
+    const Kernel own = g.backward.queries.family == GpuKernels::warpgroups ? Kernel::sm90_queries : Kernel::queries;
+    const Spec queries = call.grad_query && !summed ? of(own) : Spec{};
     if (!queries.makes_statistics()) add(Kernel::delta);
     if (call.grad_query && !summed) list.add(queries);
     if (call.grad_keys || summed) add(Kernel::sm90_keys);

@@ -315,7 +315,8 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
   // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md). By several blocks on a
   // multiprocessor: least.
-  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kForwardCrowdsFaster = 2.2, kCrowdsFaster = 2.1;
+  constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kForwardCrowdsFaster = 2.2, kKeyCrowdsFaster = 2.5,
+                   kQueryCrowdsFaster = 2;
   GpuPlan& g = plan.gpu;
   const bool possible = g.device.major == 9 && g.device.minor == 0 && (asked || supports_boxes(plan.problem).empty());
   if (!possible) return;
@@ -338,10 +339,18 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   }
   GpuGradientPlan gradients = plan_box_gradients(plan, asked);
   const bool plain = g.backward.keys.family == GpuKernels::plain;  // which are slower in any case
-  const double faster = plain                                          ? std::numeric_limits<double>::infinity()
-                        : gradients.keys.blocks_per_multiprocessor > 1 ? kCrowdsFaster
-                                                                       : kGradientsFaster;
-  if (chosen(gradients.keys.tile.rows > 0, gradient_products(gradients), gradient_products(g.backward), faster)) {
+  const bool exists = gradients.keys.tile.rows > 0, crowd = gradients.keys.blocks_per_multiprocessor > 1;
+  const auto pairs = [](const GpuKernelPlan& kernel) { return kernel.work.tile_pairs; };
+  const bool better =
+      plain   ? exists
+      : crowd ? chosen(exists, pairs(gradients.keys), pairs(g.backward.keys), kKeyCrowdsFaster)
+              : chosen(exists, gradient_products(gradients), gradient_products(g.backward), kGradientsFaster);
+  if (better) {
+    // Those of queries may be faster by the other engine, whose statistics are the same.
+    const bool apart = !plain && crowd && !gradients.add_queries && g.backward.queries.tile.rows > 0;
+    if (apart && !chosen(true, pairs(gradients.queries), pairs(g.backward.queries), kQueryCrowdsFaster)) {
+      gradients.queries = g.backward.queries;
+    }
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;

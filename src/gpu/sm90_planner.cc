@@ -32,7 +32,7 @@ struct Costs {
 constexpr Costs kInTurn = {42, 10, 300, 1.22, 1.1}, kInCrowd = {69, 0, 134, 1, 1};
 constexpr Costs kGradientsInTurn = {42, 10, 300, 1.35, 1}, kGradientsInCrowd = {42, 0, 222, 1, 1};
 /// Of warpgroups beside each other along the last axis, forward: tiles follow each other along it, and longer ones share fewer
-/// keys at a time. Not where they go by length.
+/// keys at a time.
 constexpr double kSideBySide = 1.07;
 /// Parts of the keys: at most so many; their merge takes as long as so many keys on every multiprocessor, and a byte of them
 /// as long as so many keys on one.
@@ -63,7 +63,6 @@ class BoxSearch {
     if (const auto* mask = std::get_if<Neighborhood>(&p_.mask)) {
       for (int i = 0; i < p_.rank(); ++i) {
         dilation_.at(static_cast<std::size_t>(3 - p_.rank() + i)) = static_cast<int>(mask->dilation[i]);
-        causal_ = causal_ || mask->is_causal[i] != 0;
       }
     }
     for (const Family& family : families_) {
@@ -86,7 +85,9 @@ class BoxSearch {
       const int group = p_.rank() < 3 && kernel_ == Kernel::sm90_forward ? static_cast<int>(p_.heads / p_.heads_kv) : 1;
       for (int heads = 1; heads <= std::min(group, kRows); heads *= 2) {
         for (const Extent& box : boxes_of(p_.rank(), kRows / heads)) {
-          for (int axis = 3 - p_.rank(); axis < 3; ++axis) consider(shape, box, heads, axis);
+          // One warpgroup lies the same way along every axis.
+          const int first = 3 - p_.rank(), past = shape.warpgroups > 1 ? 3 : first + 1;
+          for (int axis = first; axis < past; ++axis) consider(shape, box, heads, axis);
         }
       }
     }
@@ -177,7 +178,7 @@ class BoxSearch {
     const double masked_cost = costs.masked * (columns[2] % 8 != 0 && 8 % columns[2] != 0 ? costs.awkward : 1);
     const double work =
         (seen + (masked_cost - 1) * masked) * (count + costs.tile) + (n.hull - n.seen) * heads * costs.skip;
-    const bool side_by_side = forward && !causal_ && p_.rank() > 1 && shape.warpgroups > 1 && k.stack_axis == 2;
+    const bool side_by_side = forward && p_.rank() > 1 && shape.warpgroups > 1 && k.stack_axis == 2;
     const double slowness = shape.warpgroups * shape.slowness * (side_by_side ? kSideBySide : 1);
     const auto least_cost = [&](int parts) { return slowness * (work + blocks * parts * costs.rows); };
     // Not so of keys of several heads: `most` is of one.
@@ -243,7 +244,7 @@ class BoxSearch {
   const Plan& plan_;
   const Problem& p_;
   Kernel kernel_;
-  bool adds_, causal_ = false;  // causal_: an axis of windows is
+  bool adds_;
   std::vector<Family> families_ = families(p_);
   BoxCounts counts_{families_};
   Extent dilation_{1, 1, 1}, longest_{}, tile_q_{}, tile_kv_{};  // longest: axes of queries

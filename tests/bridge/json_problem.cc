@@ -97,6 +97,7 @@ PlanOptions options_from(const Json& json) {
     else if (key == "tile_q") options.tile_q = value.get<std::array<int, 3>>();
     else if (key == "tile_kv") options.tile_kv = value.get<std::array<int, 3>>();
     else if (key == "rows") options.rows = value;
+    else if (key == "gpu") options.gpu = {value.at(0), value.at(1), value.at(2), value.at(3)};
     else if (key == "deterministic") options.backward.deterministic = value;
     else return false;
     return true;

@@ -104,8 +104,12 @@ def untouched(made: torch.Tensor) -> bool:
 
 
 def run(problem, t: dict, engine: str, deterministic=True, turned=False, **options) -> dict:
-    """Output, logsumexp and, by "gradient of NAME", gradients. Tensors by name; options of the plan."""
-    request = bridge.request(problem, engine=engine, deterministic=deterministic, **options)
+    """Output, logsumexp and, by "gradient of NAME", gradients. Tensors by name; options of the plan.
+
+    On the device of `engine` and by that engine, or by what is best for the `gpu` that options name.
+    """
+    asked = "auto" if "gpu" in options else engine
+    request = bridge.request(problem, engine=asked, deterministic=deterministic, **options)
     kind = t["query"].dtype
     lse_type = torch.float64 if kind == torch.float64 else torch.float32
     axes = turned * (len(problem.layout) + 1)  # tokens and heads

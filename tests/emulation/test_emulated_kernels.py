@@ -165,6 +165,13 @@ def test_gradients_in_crowds_of_engine_sm90(on_two_multiprocessors, case):
     on_two_multiprocessors(emulated.check, case, "sm90", expected=("sm90_backward/128",))
 
 
+@pytest.mark.parametrize("problem", [na((33, 17), 8), na((4, 33, 9), (2, 6, 6), dim=32, **f16)])
+def test_gradients_by_kernels_of_both_engines(on_two_multiprocessors, problem):
+    """Of queries by engine sm80, of keys by engine sm90: of small windows, what is fastest."""
+    expected = ("backward_queries", "sm90_backward/128")
+    on_two_multiprocessors(emulated.check, Case("both", problem), "sm90", expected=expected, gpu=(9, 0, 2, 232448))
+
+
 @pytest.mark.parametrize("case", cases(SUMMED))
 def test_sums_of_engine_sm90(elsewhere, case):
     elsewhere(emulated.check, case, "sm90", deterministic=False, expected=("sm90_backward", "convert"))

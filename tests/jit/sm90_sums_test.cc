@@ -51,13 +51,17 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
     p.batch = batch;
     p.heads = p.heads_kv = heads;
     const GpuGradientPlan g = choose_plan(p, {.gpu = kH100}).gpu.backward;
-    return std::string(g.keys.family == GpuKernels::warpgroups ? "sm90" : "sm80") + (g.add_queries ? ", one"
-                                                                                     : g.values.tile.rows > 0
-                                                                                         ? ", three"
-                                                                                         : ", two");
+    const bool mixed = !g.add_queries && g.keys.family != g.queries.family;
+    return std::string(mixed                                     ? "sm80 and sm90"
+                       : g.keys.family == GpuKernels::warpgroups ? "sm90"
+                                                                 : "sm80") +
+           (g.add_queries            ? ", one"
+            : g.values.tile.rows > 0 ? ", three"
+                                     : ", two");
   };
   // As measured: notes/sm90.md.
-  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80, two");
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 3}), 16, 4), "sm80, two");
+  EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80 and sm90, two");
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm90, two");
   EXPECT_EQ(kernels(problem_of({64, 64}, {.kernel_size = 16}), 8, 12), "sm90, two");
   EXPECT_EQ(kernels(problem_of({8, 32, 32}, {.kernel_size = {4, 8, 8}}), 8, 8), "sm90, two");
