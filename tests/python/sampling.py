@@ -16,9 +16,9 @@ def scaled(count):
 
 
 def for_cases(label, strategy, count, check):
-    """Checks `count` cases. Each label draws its own; the fixed profile draws the same ones in every run of the same tests.
+    """Checks `count` cases. Each label draws its own; the fixed profile draws the same ones in every run.
 
-    Of other tests other ones: hypothesis also draws numbers that stand in the modules that are loaded.
+    In every run of the same tests: hypothesis also draws numbers that stand in the modules that are loaded.
     """
 
     @hypothesis.settings(max_examples=scaled(count))
