@@ -1,5 +1,7 @@
 """Runs the tests that need a GPU, then the sanitizers, and writes what came out to results/<gpu>/test.json.
 
+Sanitizers alone (--sanitize-only) have a file of their own, sanitize.json.
+
 Run by `make gpu-test` (GPU_TEST_ARGS='--sanitize --gpu-cases 2000' for more). Tests share the GPU, a process for each
 core, because most of their time goes into compiling kernels; those marked `alone` follow by themselves.
 """

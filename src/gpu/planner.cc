@@ -313,8 +313,8 @@ std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
 /// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
 void prefer_boxes(Plan& plan, const PlanOptions& options) {
   const bool asked = options.engine == Engine::sm90;
-  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md). By several blocks on a
-  // multiprocessor: least.
+  // A pair takes less time here: by small windows, where both engines are about equal (notes/sm90.md and sm90_backward.md).
+  // By several blocks on a multiprocessor: least.
   constexpr double kFaster = 1.75, kGradientsFaster = 1.45, kForwardCrowdsFaster = 2.2, kKeyCrowdsFaster = 2.5,
                    kQueryCrowdsFaster = 2;
   GpuPlan& g = plan.gpu;

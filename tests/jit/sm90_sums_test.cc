@@ -59,7 +59,7 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
             : g.values.tile.rows > 0 ? ", three"
                                      : ", two");
   };
-  // As measured: notes/sm90.md.
+  // As measured: notes/sm90_backward.md.
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 3}), 16, 4), "sm80, two");
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}), 16, 4), "sm80 and sm90, two");
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm90, two");
