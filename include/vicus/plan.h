@@ -157,6 +157,7 @@ struct GpuKernelPlan {
 
 /// Kernels for gradients.
 struct GpuGradientPlan {
+  /// Of engine sm90, those for queries of small windows may be kernels of engine sm80 (`family`), which are faster there.
   GpuKernelPlan queries, keys;
   GpuKernelPlan values;  ///< long head dims: of dV, where that of keys sums dK alone; otherwise no rows
   /// Query gradients are summed by the kernel for keys, in float32 scratch and no fixed order: faster, not bit-exact.
