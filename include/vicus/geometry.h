@@ -13,7 +13,7 @@
 // Two facts carry the rest, both enumerated in tests/geometry: begin and end of `window` never decrease with the query,
 // and the windows of consecutive queries overlap or touch. Hence the keys that a span of queries sees are one span
 // (`hull`), the keys that all of them see are one span (`core`), and the queries that see a key span are one span
-// (`queries_of`). All three are derived from `window`; there is no second formula.
+// (`queries_of`). The first two are ends of windows, the third is `window` solved for the query, enumerated there, too.
 #ifndef VICUS_GEOMETRY_H_
 #define VICUS_GEOMETRY_H_
 
@@ -117,26 +117,26 @@ VICUS_GEOM Span core(const Axis& a, Span q) {
   return intersect({window(a, q.end - 1).begin, window(a, q.begin).end}, {0, a.keys});
 }
 
-/// Queries that see at least one key of `k`: bisection over the two monotone ends of `window`.
+/// The first query whose window begins at key `key` or after it: `window` solved for the query. All of them where none does.
+VICUS_GEOM int first_beginning_at(const Axis& a, int key) {
+  if (key <= 0) return 0;
+  if (a.band) {
+    if (a.left_open || key > a.keys) return a.queries;
+    return clamp(static_cast<Count>(key) - a.offset + a.left, 0, a.queries);
+  }
+  if (key > a.keys - a.win) return a.queries;
+  const int before = a.causal ? a.win - a.step : a.win / 2 - a.step / 2;  // keys of a window before its group
+  return lo(ceil_div(key + before, a.step) * a.step, a.queries);
+}
+
+/// Queries that see at least one key of `k`.
 VICUS_GEOM Span queries_of(const Axis& a, Span k) {
   if (k.empty()) return {0, 0};
-  // In a neighborhood, a query is less than `near` away from every key that it sees.
-  const int near = a.win + a.step;
-  int first = a.band ? 0 : hi(k.begin - near, 0);
-  int past = a.band ? a.queries : lo(k.begin + near, a.queries);  // first query whose window ends after k.begin
-  while (first < past) {
-    const int mid = first + (past - first) / 2;
-    if (window(a, mid).end > k.begin) past = mid;
-    else first = mid + 1;
-  }
-  int last = first;  // first query from there whose window begins at or after k.end
-  past = a.band ? a.queries : lo(k.end + near, a.queries);
-  while (last < past) {
-    const int mid = last + (past - last) / 2;
-    if (window(a, mid).begin >= k.end) past = mid;
-    else last = mid + 1;
-  }
-  return {first, last};
+  int first = 0;  // whose window ends after k.begin
+  if (k.begin >= a.keys) first = a.queries;
+  else if (a.band) first = a.right_open ? 0 : clamp(static_cast<Count>(k.begin) - a.offset - a.right, 0, a.queries);
+  else first = a.causal ? hi(k.begin, 0) : first_beginning_at(a, k.begin - a.win + 1);
+  return {first, hi(first, first_beginning_at(a, k.end))};
 }
 
 /// Queries that see every key of `k`.
