@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_c
   }
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (!exists || lane != 0) return;
-  const Statistics made = make_statistics(args, [&](const Rows& rows) { return row.of(rows); }, sum);
-  statistics_at(args, row.of(args.statistics)) = {made.lse, made.delta};
+  const Statistics of = begin_statistics(args, [&](const Rows& rows) { return row.of(rows); });
+  statistics_at(args, row.of(args.statistics)) = {of.lse, of.delta + sum};
 }
 
 }  // namespace vicus::gpu

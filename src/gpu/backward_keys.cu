@@ -171,10 +171,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Resident<kHeadDim, kHeld> key_rows;
   Resident<kHeadDimV, kHeld> value_rows;
   if constexpr (kGathers) {
-    const auto row_of = [&](const Rows& tensor, const Placed& placed, int r) -> const u16* {
+    const auto row_of = [&](const Rows& tensor, const Placed& placed, int r) -> TensorRow {
       Position p;
-      if (!key_row(block, block.keys, first_row() + r, p)) return nullptr;
-      return static_cast<const u16*>(tensor.data) + placed.row(p, keys.kv_head);
+      const bool exists = key_row(block, block.keys, first_row() + r, p);
+      return {static_cast<const u16*>(tensor.data) + placed.row(p, keys.kv_head), exists};
     };
     clear_spare_rows<kHeadDim>(smem.query);
     clear_spare_rows<kHeadDimV>(smem.grad_output);

@@ -24,6 +24,11 @@ struct Smem {
 };
 static_assert(sizeof(Smem) <= kSharedBytes);
 
+// Row of the lane's accumulators.
+__device__ __forceinline__ int row_of_lane(int m, int half) {
+  return first_row() + 16 * m + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4;
+}
+
 // Logits to P, and dP - delta to dS.
 template <bool kMasked>
 __device__ __forceinline__ void differentiate(const BackwardArgs& args, const Statistics (&rows)[kRowBlocks][2],
@@ -37,7 +42,7 @@ __device__ __forceinline__ void differentiate(const BackwardArgs& args, const St
       const bool biased = kBiasKind != kBiasNone && !meeting.additional;
       long long bias = 0;
       if (kBiasKind != kBiasNone) {
-        const int row = first_row() + 16 * m + 8 * half + lane / 4;
+        const int row = row_of_lane(m, half);
         bias = bias_row(args, cell, tile.head + row / kPositions, row_position(tile, row));
       }
 #pragma unroll
@@ -62,32 +67,56 @@ __device__ __forceinline__ void differentiate(const BackwardArgs& args, const St
 
 // Of the rows of the lane's accumulators.
 __device__ __forceinline__ void read_statistics(const BackwardArgs& args, const Shared& shared, const QueryTile& tile,
-                                                const Resident<kHeadDimV, kHeld>& grad_output,
                                                 Statistics (&rows)[kRowBlocks][2]) {
-  const int lane = threadIdx.x % 32;
-  const Cell& cell = shared.all.cell;
-  Resident<kHeadDimV, kHeld> output;
-  if constexpr (kGathers) {
-    output.load([&](int r) { return query_row(args.output, shared.output, tile, first_row() + r); });
-  }
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first_row() + 16 * m + 8 * half + lane / 4, head = tile.head + row / kPositions;
+      const int row = row_of_lane(m, half);
       const Position p = row_position(tile, row);
-      float dot = 0;
-      if constexpr (kGathers) dot = grad_output.dot_row(output, m, half);
       rows[m][half] = {0, 0};
       if (!row_exists(tile, row, p)) continue;
-      float2& of_row = statistics_at(args, shared.statistics.row(p, head));
-      if constexpr (kGathers) {
-        rows[m][half] =
-            make_statistics(args, [&](const Rows& t) { return place(t, cell, cell.first_query).row(p, head); }, dot);
-        if (lane % 4 == 0) of_row = {rows[m][half].lse, rows[m][half].delta};
-      } else {
-        rows[m][half] = {of_row.x, of_row.y};
-      }
+      const float2 of = statistics_at(args, shared.statistics.row(p, tile.head + row / kPositions));
+      rows[m][half] = {of.x, of.y};
+    }
+  }
+}
+
+// Makes them, for the kernel of keys, too.
+__device__ __forceinline__ void make_statistics(const BackwardArgs& args, const Shared& shared, const QueryTile& tile,
+                                                Statistics (&rows)[kRowBlocks][2]) {
+  constexpr int kLanes = 4;  // that share a row
+  const int lane = threadIdx.x % kLanes;
+  const Cell& cell = shared.all.cell;
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) {
+    float dot[2];
+    Position p[2];
+    bool exists[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      p[half] = row_position(tile, row_of_lane(m, half));
+      exists[half] = row_exists(tile, row_of_lane(m, half), p[half]);
+    }
+    // Of rows that are none, the first one: no branches, so that all loads are on their way together.
+    const auto row_in = [&](const Placed& placed, int half) {
+      return exists[half] ? placed.row(p[half], tile.head) : 0;
+    };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows[m][half] =
+          begin_statistics(args, [&](const Rows& t) { return row_in(place(t, cell, cell.first_query), half); });
+      dot[half] =
+          dot_rows<kLanes>(static_cast<const u16*>(args.output.data) + row_in(shared.output, half),
+                           static_cast<const u16*>(args.grad_output.data) + row_in(shared.grad_output, half), lane);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Statistics& of = rows[m][half];
+      for (int step = 1; step < kLanes; step *= 2) dot[half] += __shfl_xor_sync(~0u, dot[half], step);
+      of.delta += dot[half];
+      if (exists[half] && lane == 0) statistics_at(args, row_in(shared.statistics, half)) = {of.lse, of.delta};
+      if (!exists[half]) of = {0, 0};
     }
   }
 }
@@ -143,9 +172,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   clear_spare_rows<kHeadDim>(smem.key);
   clear_spare_rows<kHeadDimV>(smem.value);
 
-  Statistics rows[kRowBlocks][2];
-  read_statistics(args, shared, tile, grad_output, rows);
   note_windows(smem.windows, tile.box, [&](int a, int p) { return geometry::window(axis_of(shared.all.cell, a), p); });
+  Statistics rows[kRowBlocks][2];
+  if constexpr (kGathers) make_statistics(args, shared, tile, rows);
+  else read_statistics(args, shared, tile, rows);
 
   Sums<kDq> sums = {};
   int stage = 0;
@@ -201,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int half = 0; half < 2; ++half) {
       u32 two[kDq / 8];
       pack_row(sums, m, half, args.scale_log2 * kLn2, two);
-      const int row = anew(first_row() + 16 * m + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4);
+      const int row = anew(row_of_lane(m, half));
       const Position p = row_position(tile, row);
       store_row<kHeadDim>(
           static_cast<u16*>(args.grad_query.data) + shared.grad_query.row(p, tile.head + row / kPositions),

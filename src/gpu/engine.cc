@@ -229,7 +229,7 @@ void launch_all(const Loaded& kernels, const Backward& call, Args& args, const F
     const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
     if constexpr (std::is_same_v<Args, BackwardArgs>) {
       if (loads_boxes(spec.kernel)) {
-        launch_boxes(kernels, spec, in, grads.grad_output, args, grid.x);
+        launch_boxes(kernels, spec, in, grads.grad_output, out, args, grid.x);
         continue;
       }
     }
@@ -289,11 +289,14 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   const int device = jit::device_of(output.data());
   const jit::ContextGuard context(device);
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
-  const Loaded kernels(kernels_of(plan, Call{.logsumexp = logsumexp.present(),
-                                             .vectors = vectors,
-                                             .boxes = vectors && plan.engine == Engine::sm90 && addressable(p, in, {}),
-                                             .bias_type = bias_type_of(p, in)}),
-                       stream);
+  const Loaded kernels(
+      kernels_of(plan,
+                 Call{.logsumexp = logsumexp.present(),
+                      .vectors = vectors,
+                      .boxes = vectors && plan.engine == Engine::sm90 &&
+                               addressable(p, {in.query, in.key, in.value, in.additional_keys, in.additional_values}),
+                      .bias_type = bias_type_of(p, in)}),
+      stream);
   const Lists lists(p, in, device, stream);
   const bool boxes = kernels.specs().begin()->kernel == Kernel::sm90_forward;
   const Scratch scratch(boxes ? plan.gpu.forward_scratch_bytes : 0, stream);
@@ -334,8 +337,9 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   const bool vectors =
       aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, grads.output, grads.grad_output,
                out.query, out.key, out.value, out.additional_keys, out.additional_values});
-  const bool boxes =
-      vectors && plan.gpu.backward.keys.family == GpuKernels::warpgroups && addressable(p, in, grads.grad_output);
+  const bool boxes = vectors && plan.gpu.backward.keys.family == GpuKernels::warpgroups &&
+                     addressable(p, {in.query, in.key, in.value, in.additional_keys, in.additional_values,
+                                     grads.grad_output, out.query, out.key, out.value});
   const Loaded kernels(kernels_of(plan, Call{.backward = true,
                                              .vectors = vectors,
                                              .boxes = boxes,

@@ -19,6 +19,9 @@ namespace vicus::gpu {
 constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
 constexpr float kNothing = -kInfinite;
 constexpr int kColumns = 16 * kColumnSteps;
+// With 32 rows a warp and long head dims, NVRTC before 13.5 would spill to load ahead: 2 % slower there.
+constexpr bool kSpills = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1305;
+constexpr int kTogether = kRowBlocks > 1 && kHeadDim > 96 && kSpills ? 1 : 32;
 
 static_assert(!kOwnsKeys && kColumns <= 128);
 
@@ -194,7 +197,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     const auto load_next = [&](int into) {
       if (threadIdx.x == 0) smem.walk[into] = ahead;
       load_keys(args, from, ahead, tile.kv_head, smem.key[into], smem.value[into]);
-      ahead.next(hull);
     };
     if constexpr (!kGathers) {
       load_query_rows<kRows, kHeadDim, kThreads>(args.query, smem.shared.query, tile, smem.query);
@@ -203,6 +205,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     ahead.begin(hull);
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
+      if (s > 0) ahead.next(hull);
       if (s < tiles()) load_next(s);
       cp_async_commit();
     }
@@ -224,12 +227,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
     for (int t = 0; t < tiles(); ++t) {
       cp_async_wait<kAhead - 1>();
       __syncthreads();
-      if (kStages > 1 && t + kAhead < tiles()) load_next(stage == 0 ? kStages - 1 : stage - 1);
+      if (kStages > 1 && t + kAhead < tiles()) {
+        const int free = stage == 0 ? kStages - 1 : stage - 1;
+        ahead = smem.walk[free == 0 ? kStages - 1 : free - 1];  // the last one that was loaded
+        ahead.next(hull);
+        load_next(free);
+      }
       cp_async_commit();
       const Meeting meeting = meet(smem.windows, met_tile(args, smem.walk[stage]));
       if (meeting.use != TileUse::skip) {
         Scores<kColumns> scores = {};
-        queries.dot(smem.key[stage], 0, meeting.rows, 0, scores);
+        queries.template dot<kTogether>(smem.key[stage], 0, meeting.rows, 0, scores);
         if (kPreScale || meeting.use == TileUse::masked) mask_scores(args, smem.shared.all.cell, tile, meeting, scores);
         softmax.step(scores, kPreScale ? 1.0f : args.scale_log2, out);
         Weights<kColumns> weights;

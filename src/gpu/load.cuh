@@ -71,8 +71,9 @@ struct Load {
 // same positions. Threads keep their column and step from row to row, so that positions cost additions only.
 template <int kCount, int kExtent1, int kExtent2, int kWidth, int kThreads, int kTensors>
 __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head, const Position& origin,
-                                         const int (&limit)[3]) {
-  constexpr int kChunks = (kWidth + 15) / 16 * 2;  // of 16 bytes
+                                         const int (&limits)[3]) {
+  const Position limit = {{limits[0], limits[1], limits[2]}};  // read once, wherever they are
+  constexpr int kChunks = (kWidth + 15) / 16 * 2;              // of 16 bytes
   if constexpr (kVectors && kThreads % kChunks == 0) {
     constexpr int kStep = kThreads / kChunks;
     constexpr int kStep0 = kStep / (kExtent1 * kExtent2), kStep1 = kStep / kExtent2 % kExtent1,
@@ -104,10 +105,10 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
 #pragma unroll kUnroll
     for (; c < kCount; c += kStep) {
       bool present = kWidth % 16 == 0 || column < kWidth;
-      for (int a = kFirstAxis; a < 3; ++a) present = present && p.at[a] < limit[a];
+      for (int a = kFirstAxis; a < 3; ++a) present = present & (p.at[a] < limit.at[a]);
 #pragma unroll
       for (int t = 0; t < kTensors; ++t) {
-        cp_async_16(to[t], present ? row[t] : loads[t].tensor.data, present);
+        cp_async_16(to[t], row[t], present);  // without a row nothing is read
         if constexpr (kSameOrder) to[t] += 2 * kStep * Layout<kWidth>::kStride;
         else to[t] = smem_address(loads[t].smem + Layout<kWidth>::at(c + kStep, column));
         row[t] += advance[t];
@@ -136,7 +137,7 @@ __device__ __forceinline__ void load_box(const Load (&loads)[kTensors], int head
     const auto row = [&](int c, Position& p) {
       p = box_position<kExtent1, kExtent2>(origin, c);
       bool inside = true;
-      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < limit[a];
+      for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < limit.at[a];
       return inside;
     };
 #pragma unroll
@@ -170,12 +171,16 @@ __device__ __forceinline__ void load_query_rows(const Rows& tensor, const Placed
   }
 }
 
-// Row r of a tile of queries; null where there is none.
-__device__ __forceinline__ const u16* query_row(const Rows& tensor, const Placed& placed, const QueryTile& tile,
-                                                int r) {
+// A row of a tensor; `data` may be anything where there is none. No branches: loads of several are on their way together.
+struct TensorRow {
+  const u16* data;
+  bool exists;
+};
+
+// Row r of a tile of queries.
+__device__ __forceinline__ TensorRow query_row(const Rows& tensor, const Placed& placed, const QueryTile& tile, int r) {
   const Position p = row_position(tile, r);
-  if (!row_exists(tile, r, p)) return nullptr;
-  return static_cast<const u16*>(tensor.data) + placed.row(p, tile.head + r / kPositions);
+  return {static_cast<const u16*>(tensor.data) + placed.row(p, tile.head + r / kPositions), row_exists(tile, r, p)};
 }
 
 // Features `first` and the next of a row.

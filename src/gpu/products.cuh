@@ -85,7 +85,7 @@ struct Resident {
       }
     }
   }
-  // Straight from device memory: `row_of(i)` is row i of the warp, null where there is none.
+  // Straight from device memory: `row_of(i)` is row i of the warp.
   template <class RowOf>
   __device__ __forceinline__ void load(const RowOf& row_of) {
     static_assert(kHeld);
@@ -94,32 +94,19 @@ struct Resident {
     for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const u16* row = row_of(16 * m + 8 * half + lane / 4);
+        const TensorRow row = row_of(16 * m + 8 * half + lane / 4);
 #pragma unroll
         for (int d = 0; d < Of::kFeatures; d += 8) {
-          held[d / 16][m][d % 16 / 4 + half] = row != nullptr ? load_two<kWidth>(row, d + 2 * (lane % 4)) : 0;
+          held[d / 16][m][d % 16 / 4 + half] = row.exists ? load_two<kWidth>(row.data, d + 2 * (lane % 4)) : 0;
         }
       }
     }
   }
 
-  // Row lane / 4 of block m, or with `half` 8 more, times that of `other`: in all four lanes of the row.
-  __device__ __forceinline__ float dot_row(const Resident& other, int m, int half) const {
-    static_assert(kHeld);
-    float sum = 0;
-#pragma unroll
-    for (int d = 0; d < Of::kFeatures; d += 8) {
-      const u32 a = held[d / 16][m][d % 16 / 4 + half], b = other.held[d / 16][m][d % 16 / 4 + half];
-      sum += Half::unpack(static_cast<u16>(a)) * Half::unpack(static_cast<u16>(b));
-      sum += Half::unpack(static_cast<u16>(a >> 16)) * Half::unpack(static_cast<u16>(b >> 16));
-    }
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    return sum + __shfl_xor_sync(~0u, sum, 2);
-  }
-
   // scores[row][column] += resident[row] . columns[column], columns from 16 n on, whose rows lie `ahead` of `columns`: what
-  // two tiles have in common of their addresses is worked out once.
-  template <int kColumns>
+  // two tiles have in common of their addresses is worked out once. kTogether: steps of 16 features whose loads compilers may
+  // have on their way at a time.
+  template <int kTogether = 32, int kColumns>
   __device__ __forceinline__ void dot(const u16* columns, int ahead, const MetRows& rows, int n,
                                       Scores<kColumns>& scores) const {
     const int lane = threadIdx.x % 32;
@@ -147,7 +134,7 @@ struct Resident {
       }
     } else {
       const u32 address = smem_address(columns + Of::at(rows.row(n, of_lane), first));
-#pragma unroll
+#pragma unroll kTogether
       for (int d = 0; d < Of::kFeatures; d += 16) {
         u32 a[kRowBlocks][4];
         read(d, a);

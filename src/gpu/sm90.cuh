@@ -50,6 +50,14 @@ __device__ __forceinline__ void tma_load(u32 smem, const TensorMap& map, u32 bar
       : "memory");
 }
 
+// A box in shared memory to coordinates `c` of a tensor, where it has those. As boxes that are added, below.
+__device__ __forceinline__ void tma_store(const TensorMap& map, u32 smem, const int (&c)[5]) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
+      "r"(smem), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4])
+      : "memory");
+}
+
 // Adds a box of float32 in shared memory to coordinates `c` of a tensor, where it has those. Boxes belong to a group, which
 // bulk_commit ends.
 __device__ __forceinline__ void tma_add(const TensorMap& map, u32 smem, const int (&c)[5]) {
@@ -62,6 +70,8 @@ __device__ __forceinline__ void tma_add(const TensorMap& map, u32 smem, const in
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until all groups have left shared memory.
 __device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// Until all groups are where they go.
+__device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Makes what this thread wrote to shared memory seen by the copy engine and by warpgroup products.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -68,7 +68,8 @@ struct Sm90Args {
 /// Rows are what a block owns, columns what it meets; first and second name the product that a tensor goes into.
 struct Sm90BackwardArgs {
   TensorMap row_first, row_second, first, second, additional_first, additional_second;
-  TensorMap query_sums;  ///< float32 scratch: features, token axes, heads of all batch entries
+  TensorMap sums_first, sums_second;  ///< gradients of the rows, of blocks that store them by boxes
+  TensorMap query_sums;               ///< float32 scratch: features, token axes, heads of all batch entries
   BackwardArgs backward;
   TileOrder order;  ///< packed sequences: along the last axis, places for tiles as above
 };

@@ -13,7 +13,7 @@
 //
 // Small windows: several blocks of one warpgroup share a multiprocessor (kCrowd) and hide what each waits for. Threads of
 // the math load for themselves, sums of a tile are done before the next one, P and dS stay in registers, warps step over
-// columns that none of their rows sees, and the kernel for queries makes delta.
+// columns that none of their rows sees, the kernel for queries makes delta, and sums leave by the copy engine.
 //
 // Values that are not finite: a pair that is not seen has weight zero, but zero times NaN is NaN. Rows whose sums are not
 // finite are done again pair by pair (careful_gradients.cuh).
@@ -33,11 +33,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     init_barriers(smem);
     if constexpr (kAdds) init_query_sums(smem);
     load_rows(args, smem, rows);
-    smem.rows = rows;
+    note_columns(args.backward, smem, rows);
   }
   note_seen(smem, rows);
   __syncthreads();
-  if (thread == 0) note_columns(args.backward, smem);  // here, where it has registers
   const int role = kCrowd ? 1 : __shfl_sync(~0u, thread / kWarpgroupThreads, 0);
   if (role == 0) {
     registers_down<kLoadRegisters>();
@@ -55,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     if constexpr (kOfQueries) attend.note_statistics();
     mbarrier_wait(smem_address(&smem.rows_full), 0);
     attend.run();
-    attend.finish();
+    attend.finish(args);
   }
 }
 

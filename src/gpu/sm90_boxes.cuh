@@ -111,6 +111,16 @@ __device__ __forceinline__ bool box_has(const QueryTile& tile, int row, const Po
   return inside;
 }
 
+// Coordinates of a slab of a box of tokens in its map.
+struct BoxCoordinates {
+  int at[5];
+};
+__device__ __forceinline__ BoxCoordinates box_coordinates(int slab, int head, long long head_step,
+                                                          const Position& token, int batch) {
+  if constexpr (kHeadAxis) return {{slab * kSlab, head, token.at[2], token.at[1], batch}};
+  return {{slab * kSlab + head * static_cast<int>(head_step), token.at[2], token.at[1], token.at[0], batch}};
+}
+
 // All slabs of a box of tokens, to slabs of `kSlabRows` rows. `head_step` is elements from head to head. A line is loaded in
 // pieces, of `kPiece` positions and `kPieceRows` rows; tokens are `step` apart.
 template <int kBoxSlabs, int kSlabRows, int kPieces = 1, int kPiece = 0, int kPieceRows = 0>
@@ -119,15 +129,11 @@ __device__ __forceinline__ void load_box(const TensorMap& map, const u16* to, co
 #pragma unroll
   for (int s = 0; s < kBoxSlabs; ++s) {
     const u32 smem = smem_address(to + s * kSlabRows * kSlab);
-    if constexpr (kHeadAxis) {
+    BoxCoordinates c = box_coordinates(s, head, head_step, token, batch);
 #pragma unroll 1
-      for (int piece = 0; piece < kPieces; ++piece) {
-        const int c[5] = {s * kSlab, head, token.at[2] + piece * kPiece * step, token.at[1], batch};
-        tma_load(smem + piece * kPieceRows * kSlab * 2, map, smem_address(&barrier), c);
-      }
-    } else {
-      const int c[5] = {s * kSlab + head * static_cast<int>(head_step), token.at[2], token.at[1], token.at[0], batch};
-      tma_load(smem, map, smem_address(&barrier), c);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      tma_load(smem + piece * kPieceRows * kSlab * 2, map, smem_address(&barrier), c.at);
+      c.at[2] += kPiece * step;
     }
   }
 }

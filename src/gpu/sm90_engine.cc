@@ -123,12 +123,10 @@ TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places) {
 
 }  // namespace
 
-bool addressable(const Problem& p, const AttentionInputs& in, const ConstTensorView& grad_output) {
+bool addressable(const Problem& p, std::initializer_list<ConstTensorView> tensors) {
   if (jit::driver().cuTensorMapEncodeTiled == nullptr) return false;
-  const int rank = p.rank();
-  return addressable(in.query, rank) && addressable(in.key, rank) && addressable(in.value, rank) &&
-         addressable(in.additional_keys, rank) && addressable(in.additional_values, rank) &&
-         addressable(grad_output, rank);
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [&](const ConstTensorView& t) { return addressable(t, p.rank()); });
 }
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
@@ -189,7 +187,8 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
 }
 
 void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
-                  const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks) {
+                  const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
+                  std::int64_t blocks) {
   const bool of_keys = has_boxes_of_keys(spec.kernel);
   Sm90BackwardArgs all;
   int places = 0;
@@ -212,6 +211,10 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
   all.row_second = of_keys ? value : grad;
   all.first = of_keys ? query : key;
   all.second = of_keys ? grad : value;
+  if (spec.crowd()) {
+    all.sums_first = map_of(of_keys ? out.key : out.query, spec.rank, 1, rows, spec.dilation);
+    if (of_keys) all.sums_second = map_of(out.value, spec.rank, 1, rows, spec.dilation);
+  }
   if (spec.additional) {
     all.additional_first = map_of(in.additional_keys, spec.rank, 1, line, undilated);
     all.additional_second = map_of(in.additional_values, spec.rank, 1, line, undilated);

@@ -3,6 +3,7 @@
 #define VICUS_GPU_SM90_ENGINE_H_
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "gpu/launch.h"
 #include "gpu/sm90_args.h"
@@ -10,9 +11,8 @@
 
 namespace vicus::gpu {
 
-/// Whether the copy engine can address the rows of all inputs, which start at multiples of 16 bytes. An absent
-/// `grad_output` can be.
-[[nodiscard]] bool addressable(const Problem& problem, const AttentionInputs& in, const ConstTensorView& grad_output);
+/// Whether the copy engine can address the rows of `tensors`, which start at multiples of 16 bytes; those of absent ones it can.
+[[nodiscard]] bool addressable(const Problem& problem, std::initializer_list<ConstTensorView> tensors);
 
 /// What parts of the keys give, in scratch: `count` outputs and logsumexps in float32, each of `rows` rows.
 struct KeyParts {
@@ -31,7 +31,8 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& proble
 
 /// The same of a kernel for gradients, `blocks` of its rows. Throws Unsupported too for more rows of statistics.
 void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
-                  const ConstTensorView& grad_output, const BackwardArgs& args, std::int64_t blocks);
+                  const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
+                  std::int64_t blocks);
 
 }  // namespace vicus::gpu
 

@@ -4,6 +4,7 @@
 
 #include "careful_gradients.cuh"
 #include "sm90_gradient_products.cuh"
+#include "sm90_gradient_store.cuh"
 #include "sm90_mask.cuh"
 #include "sm90_query_sums.cuh"
 #include "sm90_store.cuh"
@@ -29,8 +30,11 @@ struct Attend {
   int buffer = 0;                    // that the next dS goes to, where there are two
   bool pending = false;  // dS (or P) of the tile at `before` waits for its product; kAdds: always, zeros at first
 
-  // Rows of this thread: this one and 8 more.
-  __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
+  // Rows of this thread: this one and 8 more. Where columns are cleared, registers are too few to keep it.
+  __device__ __forceinline__ int first_row() const {
+    const u32 thread = kOthers ? anew(threadIdx.x) : threadIdx.x;
+    return thread / 32 % 4 * 16 + thread % 32 / 4;
+  }
   __device__ __forceinline__ Position position_of(int row) const {
     return box_position(box_origin(smem.rows.tile, warpgroup), row);
   }
@@ -42,36 +46,40 @@ struct Attend {
     const Cell& cell = smem.rows.cell;
     Position q[2];
     bool exists[2];
-    // Of rows that are none, the first one: no branches, so that all loads are on their way together.
-    const auto row_in = [&](const Rows& t, int half) {
-      return exists[half] ? place(t, cell, cell.first_query).row(q[half], smem.rows.tile.head) : 0;
-    };
-    float dot[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       q[half] = position_of(first_row() + 8 * half);
       exists[half] = box_has(smem.rows.tile, first_row() + 8 * half, q[half]);
+    }
+    // Of rows that are none, the first one: no branches, so that all loads are on their way together.
+    const auto row_in = [&](const Rows& t, int half) {
+      return exists[half] ? place(t, cell, cell.first_query).row(q[half], smem.rows.tile.head) : 0;
+    };
+    Statistics of[2];
+    float dot[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       if constexpr (kCrowd) {
+        of[half] = begin_statistics(args, [&](const Rows& t) { return row_in(t, half); });
         dot[half] =
             dot_rows<kLanes>(static_cast<const u16*>(args.output.data) + row_in(args.output, half),
                              static_cast<const u16*>(args.grad_output.data) + row_in(args.grad_output, half), lane);
+      } else {
+        const float2 at = statistics_at(args, row_in(args.statistics, half));
+        of[half] = {at.x, at.y};
       }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto row = [&](const Rows& t) { return row_in(t, half); };
-      float2& at = statistics_at(args, row(args.statistics));
-      Statistics of;
       if constexpr (kCrowd) {
         for (int step = 1; step < kLanes; step *= 2) dot[half] += __shfl_xor_sync(~0u, dot[half], step);
-        of = make_statistics(args, row, dot[half]);
-        if (exists[half] && lane == 0) at = {of.lse, of.delta};
-      } else {
-        of = {at.x, at.y};
+        of[half].delta += dot[half];
+        if (exists[half] && lane == 0) {
+          statistics_at(args, row_in(args.statistics, half)) = {of[half].lse, of[half].delta};
+        }
       }
-      if (!exists[half]) of = {kInfinite, 0.0f};
-      lse[half] = of.lse;
-      delta[half] = of.delta;
+      lse[half] = exists[half] ? of[half].lse : kInfinite;
+      delta[half] = exists[half] ? of[half].delta : 0.0f;
     }
   }
 
@@ -132,11 +140,8 @@ struct Attend {
   __device__ __forceinline__ void put_grads() {
     if constexpr (kAdds) mbarrier_wait(smem_address(&smem.grads_empty), grads_phase() ^ 1);
     const u32 thread = anew(threadIdx.x);  // registers are few: places are worked out again for every tile
-    const int lane = thread % 32, row = thread / 32 % 4 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; n += 2) {
-      const u16* slab = smem.grad_scores[buffer][warpgroup][n * 8 / kSlab];
-      const int eight = n % 8 + lane / 16;
       u32 four[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) four[i] = Half::pack(p.grads[4 * n + 2 * i], p.grads[4 * n + 2 * i + 1]);
@@ -144,7 +149,7 @@ struct Attend {
 #pragma unroll
         for (int i = 0; i < 4; ++i) p.packed_grads[2 * n + i] = four[i];
       }
-      stmatrix_x4(smem_address(slab) + 2 * (row * kSlab + (eight ^ row % 8) * 8), four);
+      put_sixteen(thread, smem.grad_scores[buffer][warpgroup][n * 8 / kSlab], n, four);
     }
     if constexpr (kAdds) {
       fence_proxy_async();
@@ -230,11 +235,8 @@ struct Attend {
     while (loader.left > 0 && smem.tiles - loader.left < met + kStages) loader.next();
   }
 
-  // kCrowd: the first loads, once warp 0 has noted the columns.
+  // kCrowd: the first loads.
   __device__ __forceinline__ void begin_loads() {
-    if constexpr (kOfKeys) barrier_sync(kShown, kThreads);
-    else if (threadIdx.x >= 32) return;
-    __syncwarp();
     loader.begin();
     load_ahead();
   }
@@ -385,15 +387,27 @@ struct Attend {
     return store_row<kWidth>(sums, half, factor, box_has(smem.rows.tile, row, position), at);
   }
 
-  __device__ __forceinline__ void finish() {
+  __device__ __forceinline__ void finish(const Sm90BackwardArgs& all) {
     constexpr float kLn2 = 0.693147180559945309f;
+    const float first_factor = args.scale_log2 * kLn2;
     u32 wrong[2];
+    float finite[2] = {0, 0};
+    if constexpr (kStoresBoxes) {
+      barrier_sync(kShown, kThreads);  // all warps have multiplied the rows whose place it is
+      if (!store_boxes(all, smem, p, first_factor, finite)) return;
+      __syncthreads();
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Rows& first = kOfKeys ? args.grad_key : args.grad_query;
       bool mine = false;
-      if constexpr (kSumsFirst) mine = store<kHeadDim>(p.first_out, first, args.scale_log2 * kLn2, half);
-      if constexpr (kSumsSecond) mine = store<kHeadDimV>(p.second_out, args.grad_value, 1.0f, half) || mine;
+      if constexpr (kStoresBoxes) {
+        const int row = first_row() + 8 * half;
+        mine = finite[half] != 0.0f && box_has(smem.rows.tile, row, position_of(row));
+      } else {
+        if constexpr (kSumsFirst) mine = store<kHeadDim>(p.first_out, first, first_factor, half);
+        if constexpr (kSumsSecond) mine = store<kHeadDimV>(p.second_out, args.grad_value, 1.0f, half) || mine;
+      }
       wrong[half] = __ballot_sync(~0u, mine);
     }
     if ((wrong[0] | wrong[1]) == 0) return;

@@ -38,6 +38,10 @@ static_assert(kOfQueries ? !kSumsSecond : kApart != kSumsBoth);
 constexpr bool kAlwaysMasked = kCrowd && kCopies == Copies::masked;
 using SecondRing = RingOf<kApart ? kSecondStages : kStages>;
 constexpr int kDv = (kHeadDimV + 15) / 16 * 16;
+// Blocks of small windows spend a fifth of their instructions on storing rows: their sums leave by the copy engine. Not with
+// strides inside of a box, nor where features of the next head follow in a slab.
+constexpr bool kStoresBoxes = kCrowd && kDilation[0] == 1 && kDilation[1] == 1 && kDilation[2] == 1 &&
+                              (kHeadAxis || (kHeadDim % kSlab == 0 && kHeadDimV % kSlab == 0));
 // Columns that follow the last one of a sequence are those of others, or padding.
 constexpr bool kOthers = kPacked || (kKeyLengths && kOfQueries);
 constexpr int kGradSlabs = (kColumns + kSlab - 1) / kSlab;
@@ -55,10 +59,6 @@ __device__ __forceinline__ constexpr int seen_before(int axis) {
 static_assert(!kAdds || (!kCrowd && kWarpgroups == 2 && kColumns == 128 / kSlabs && kSlabs <= 2 && !kAdditional));
 
 __device__ __forceinline__ int columns_of(const Axis& axis) { return kOfKeys ? axis.queries : axis.keys; }
-// The columns that a row sees.
-__device__ __forceinline__ Span columns_of_row(const Axis& axis, int row) {
-  return kOfKeys ? geometry::queries_of(axis, {row, row + 1}) : geometry::window(axis, row);
-}
 // Rows that are stored: padded keys, which nobody sees, too.
 __device__ __forceinline__ int rows_of(const BackwardArgs& args, const Axis& axis) {
   return kOfQueries ? axis.queries : kKeyLengths ? args.keys : axis.keys;
@@ -108,7 +108,7 @@ static_assert(sizeof(Smem) <= kSharedBytes);
 
 // By one thread, those of dQ's sums apart.
 __device__ __forceinline__ void init_barriers(Smem& smem) {
-  mbarrier_init(smem_address(&smem.rows_full), 2);
+  mbarrier_init(smem_address(&smem.rows_full), 1);
   for (int s = 0; s < kStages; ++s) {
     mbarrier_init(smem_address(&smem.full[s]), kStageArrivals);
     mbarrier_init(smem_address(&smem.empty[s]), kMathThreads);
@@ -153,8 +153,38 @@ __device__ __forceinline__ int column_tiles(const Box& met, int additional) {
   return kAdditional ? tiles + geometry::ceil_div(additional, kColumns) : tiles;
 }
 
-// Notes what rows see along each axis. By all threads, for what a key is seen by takes two bisections: a warp begins with
-// each axis, the last ones first.
+// What any of some rows see along an axis, and what all of them see.
+__device__ __forceinline__ Span columns_of_any(const Axis& axis, const Span& rows) {
+  return kOfKeys ? geometry::queries_of(axis, rows) : geometry::hull(axis, rows);
+}
+__device__ __forceinline__ Span columns_of_all(const Axis& axis, const Span& rows) {
+  return kOfKeys ? geometry::queries_of_all(axis, rows) : geometry::core(axis, rows);
+}
+
+// Notes the rows of the block, what any of them sees, and what any or all rows of each warpgroup see. By one thread.
+__device__ __forceinline__ void note_columns(const BackwardArgs& args, Smem& smem, const RowTile& rows) {
+  smem.rows = rows;
+  Box met;
+  for (int a = 0; a < 3; ++a) {
+    met.axis[a] = a < kFirstAxis ? Span{0, 1} : columns_of_any(rows.cell.grid.axis[a], rows.tile.box.axis[a]);
+  }
+  smem.met = met;
+  // Without rows there is nothing to do; where threads returned instead, those that load spilled.
+  smem.tiles = rows.tile.box.empty() ? 0 : column_tiles(met, args.additional) * (kOfKeys ? rows.group : 1);
+  for (int w = 0; w < kWarpgroups && !kAlwaysMasked; ++w) {
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const Axis& axis = rows.cell.grid.axis[a];
+      const int origin = box_origin(rows.tile, w).at[a];
+      const Span lines = geometry::intersect({origin, origin + box_extent(a)}, rows.tile.box.axis[a]);
+      smem.any[w].axis[a] = columns_of_any(axis, lines);
+      // Rows that are none are masked: memory after the last may hold anything.
+      smem.all[w].axis[a] = lines.size() == box_extent(a) ? columns_of_all(axis, lines) : Span{0, 0};
+    }
+  }
+}
+
+// Notes what rows see along each axis. By all threads: a warp begins with each axis, the last ones first.
 __device__ __forceinline__ void note_seen(Smem& smem, const RowTile& rows) {
   static_assert(kThreads >= kWarpgroups * kRows + 32 * (kRank - 1));
 #pragma unroll
@@ -164,37 +194,8 @@ __device__ __forceinline__ void note_seen(Smem& smem, const RowTile& rows) {
     if (i < 0 || i >= kWarpgroups * extent) continue;
     const int w = i / extent, line = i % extent, at = box_origin(rows.tile, w).at[a] + line;
     smem.seen[w][seen_before(a) + line] =
-        at < rows.tile.box.axis[a].end ? columns_of_row(axis_of(rows.cell, a), at) : Span{0, 0};
+        at < rows.tile.box.axis[a].end ? columns_of_any(rows.cell.grid.axis[a], {at, at + 1}) : Span{0, 0};
   }
-}
-
-// Then, what any row of the block sees, and any or all rows of each warpgroup: neither end of what a row sees is before that
-// of the row before. By one thread; the rows' barrier waits for it.
-__device__ __forceinline__ void note_columns(const BackwardArgs& args, Smem& smem) {
-  const QueryTile& rows = smem.rows.tile;
-  Box& met = smem.met;
-  for (int a = 0; a < 3; ++a) met.axis[a] = {0, 1};
-  for (int w = 0; w < kWarpgroups; ++w) {
-#pragma unroll
-    for (int a = kFirstAxis; a < 3; ++a) {
-      const int extent = box_extent(a), origin = box_origin(rows, w).at[a];
-      const int lines = geometry::lo(extent, rows.box.axis[a].end - origin);
-      Span any = {0, 0}, all = {0, 0};
-      if (lines > 0) {
-        const Span first = smem.seen[w][seen_before(a)], last = smem.seen[w][seen_before(a) + lines - 1];
-        any = {first.begin, geometry::hi(first.begin, last.end)};
-        // Rows that are none are masked: memory after the last may hold anything.
-        if (lines == extent) all = {last.begin, geometry::hi(last.begin, first.end)};
-        if (w == 0) met.axis[a].begin = any.begin;
-        met.axis[a].end = any.end;
-      }
-      smem.any[w].axis[a] = any;
-      smem.all[w].axis[a] = all;
-    }
-  }
-  // Without rows there is nothing to do; where threads returned instead, those that load spilled.
-  smem.tiles = rows.box.empty() ? 0 : column_tiles(met, args.additional) * (kOfKeys ? smem.rows.group : 1);
-  mbarrier_arrive(smem_address(&smem.rows_full));
 }
 
 // The walk over the tiles of columns of a block: of all heads.
@@ -235,7 +236,6 @@ __device__ __forceinline__ int statistics_of(const BackwardArgs& args, const Cel
 __device__ __forceinline__ void load_statistics(const BackwardArgs& args, Smem& smem) {
   constexpr int kOfThread = (kColumns + 32 * kStatisticsWarps - 1) / (32 * kStatisticsWarps);
   constexpr bool kEven = kColumns % (32 * kStatisticsWarps) == 0;
-  mbarrier_wait(smem_address(&smem.rows_full), 0);
   const Cell& cell = smem.rows.cell;
   const auto column_of = [](int i) { return static_cast<int>(threadIdx.x) - 32 + 32 * kStatisticsWarps * i; };
   float2 of[kOfThread];
@@ -313,7 +313,6 @@ struct Loader {
   ColumnWalk at;
   int left;
 
-  // Once the columns are known.
   __device__ __forceinline__ void begin() {
     at.begin(smem);
     left = smem.tiles;

@@ -38,7 +38,6 @@ __device__ __forceinline__ void put_query_sums(Smem& smem, const float (&sums)[k
 
 // The one thread that has the sums of each tile added. The math begins with sums of no tile.
 __device__ __forceinline__ void add_query_sums(const Sm90BackwardArgs& args, Smem& smem) {
-  mbarrier_wait(smem_address(&smem.rows_full), 0);
   const Cell& cell = smem.rows.cell;
   ColumnWalk at;
   at.begin(smem);

@@ -30,14 +30,14 @@ __device__ __forceinline__ float dot_rows(const u16* a, const u16* b, int lane) 
   return sum;
 }
 
-// Of a query whose row of a tensor is element `row(tensor)`; `dot` is sum_f dO O.
+// Of a query whose row of a tensor is element `row(tensor)`, without sum_f dO O, which is to be added to delta.
 template <class RowIn>
-__device__ __forceinline__ Statistics make_statistics(const BackwardArgs& args, const RowIn& row, float dot) {
+__device__ __forceinline__ Statistics begin_statistics(const BackwardArgs& args, const RowIn& row) {
   const float lse = static_cast<const float*>(args.logsumexp.data)[row(args.logsumexp)];
-  if (args.grad_logsumexp.data != nullptr) {
-    dot -= static_cast<const float*>(args.grad_logsumexp.data)[row(args.grad_logsumexp)];
-  }
-  return {lse == -kInfinite ? kInfinite : lse * 1.44269504088896341f, dot};
+  const float grad = args.grad_logsumexp.data != nullptr
+                         ? static_cast<const float*>(args.grad_logsumexp.data)[row(args.grad_logsumexp)]
+                         : 0.0f;
+  return {lse == -kInfinite ? kInfinite : lse * 1.44269504088896341f, -grad};
 }
 
 // Statistics of the row at element `row`.

@@ -32,21 +32,26 @@ struct Cell {
   int residue[3];
 };
 
+// `n` steps of a tensor; positions, heads and batches are not negative, which halves what this takes.
+__device__ __forceinline__ long long steps(int n, long long step) {
+  return static_cast<long long>(static_cast<u32>(n)) * step;
+}
+
 struct Placed {
   long long origin, step[3], head;
   __device__ __forceinline__ long long row(const Position& p, int h) const {
-    long long offset = origin + h * head;
-    for (int a = kFirstAxis; a < 3; ++a) offset += p.at[a] * step[a];
+    long long offset = origin + steps(h, head);
+    for (int a = kFirstAxis; a < 3; ++a) offset += steps(p.at[a], step[a]);
     return offset;
   }
 };
 
 __device__ __forceinline__ Placed place(const Rows& t, const Cell& cell, int first_token) {
   Placed p;
-  p.origin = cell.batch * t.batch + first_token * t.token[2];
+  p.origin = steps(cell.batch, t.batch) + steps(first_token, t.token[2]);
   p.head = t.head;
   for (int a = kFirstAxis; a < 3; ++a) {
-    p.origin += cell.residue[a] * t.token[a];
+    p.origin += steps(cell.residue[a], t.token[a]);
     p.step[a] = t.token[a] * kDilation[a];
   }
   return p;
@@ -55,7 +60,7 @@ __device__ __forceinline__ Placed place(const Rows& t, const Cell& cell, int fir
 // Rows of the additional tokens [B, T, Hkv, D], as positions (0, 0, t).
 __device__ __forceinline__ Placed place_additional(const Rows& t, const Cell& cell) {
   Placed p;
-  p.origin = cell.batch * t.batch;
+  p.origin = steps(cell.batch, t.batch);
   p.head = t.head;
   p.step[0] = p.step[1] = 0;
   p.step[2] = t.token[2];
@@ -191,8 +196,9 @@ __device__ __forceinline__ Position row_position(const QueryTile& tile, int row)
   return at;
 }
 __device__ __forceinline__ bool row_exists(const QueryTile& tile, int row, const Position& p) {
-  bool inside = row < kTileHeads * kPositions && row / kPositions < tile.heads;
-  for (int a = kFirstAxis; a < 3; ++a) inside = inside && p.at[a] < tile.box.axis[a].end;
+  bool inside = row < kTileHeads * kPositions;
+  if (kTileHeads > 1) inside = inside & (row / kPositions < tile.heads);
+  for (int a = kFirstAxis; a < 3; ++a) inside = inside & (p.at[a] < tile.box.axis[a].end);  // without branches
   return inside;
 }
 

@@ -19,6 +19,8 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 5
 
 struct alignas(8) float2 {
   float x, y;

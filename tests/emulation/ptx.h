@@ -88,10 +88,13 @@ void cp_async_mbarrier_arrive_noinc_shared_cta_b64(u32 barrier);
 void cp_async_wait_group(int pending);
 void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_bytes(u32 shared, const void* map,
                                                                                    List<int, 5> at, u32 barrier);
+/// Stores a box of 16-bit values, swizzled.
+void cp_async_bulk_tensor_5d_global_shared_cta_tile_bulk_group(const void* map, List<int, 5> at, u32 shared);
 /// Adds a box of float32, without swizzling.
 void cp_reduce_async_bulk_tensor_5d_global_shared_cta_add_tile_bulk_group(const void* map, List<int, 5> at, u32 shared);
 void cp_async_bulk_commit_group();
 void cp_async_bulk_wait_group_read(int pending);
+inline void cp_async_bulk_wait_group(int pending) { cp_async_bulk_wait_group_read(pending); }
 inline void st_global_f32(float* to, float value) { *to = value; }
 inline void st_global_v4_b32(void* to, List<u32, 4> values) {
   if (std::bit_cast<std::uintptr_t>(to) % 16 != 0) emulation::fail("st.v4 at an odd address");

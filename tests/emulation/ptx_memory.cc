@@ -43,10 +43,16 @@ struct BoxLoad {
   std::array<int, BoxMap::kRank> at;
 };
 
-// Of one thread: boxes that are added to a tensor, `to` where they come from. They are read when the thread waits for it.
-struct BoxAdds {
-  std::vector<std::vector<BoxLoad>> groups;
-  std::vector<BoxLoad> open;
+// A box that is stored to a tensor, or added to it, `to` where it comes from.
+struct BoxStore {
+  BoxLoad box;
+  void (*store_row)(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at);
+};
+
+// Of one thread. They are read when the thread waits for it.
+struct BoxStores {
+  std::vector<std::vector<BoxStore>> groups;
+  std::vector<BoxStore> open;
 };
 
 // A barrier in shared memory: a phase ends when all have arrived and all announced bytes were written.
@@ -60,7 +66,7 @@ struct PhaseBarrier {
 };
 
 std::array<Copies, kMostThreads> copies;
-std::array<BoxAdds, kMostThreads> box_adds;
+std::array<BoxStores, kMostThreads> box_stores;
 std::map<std::uint32_t, PhaseBarrier> phase_barriers;
 
 PhaseBarrier& phase_barrier(std::uint32_t address) {
@@ -138,6 +144,17 @@ void load_row(const BoxLoad& load, std::uint32_t row, const std::array<long long
 }
 
 // The elements of a row that are outside the tensor are left out.
+void store_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
+  const BoxMap& map = box.map;
+  bool inside = true;
+  const unsigned char* to = row_of(map, at, inside);
+  for (std::uint32_t i = 0; i < map.box[0] && inside; ++i) {
+    const long long feature = at[0] + i;
+    if (feature < 0 || feature >= map.size[0]) continue;
+    std::memcpy(const_cast<unsigned char*>(to) + 2 * feature, shared_at(swizzled(box.to + row * kBoxRow + 2 * i), 2),
+                2);
+  }
+}
 void add_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
   const BoxMap& map = box.map;
   bool inside = true;
@@ -151,6 +168,14 @@ void add_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, 
     sum += value;
     std::memcpy(const_cast<unsigned char*>(to) + 4 * feature, &sum, 4);
   }
+}
+
+void open_store(const void* map, ptx::List<int, 5> at, std::uint32_t shared, decltype(BoxStore::store_row) store_row) {
+  BoxLoad box{.to = shared, .map = {}, .at = {}};
+  std::memcpy(&box.map, map, sizeof(box.map));
+  if (box.map.rank != BoxMap::kRank) fail("a box of a tensor that was not described");
+  for (unsigned i = 0; i < at.size(); ++i) box.at[i] = *at[i];
+  box_stores.at(place.thread).open.push_back({box, store_row});
 }
 
 struct Matrix {
@@ -186,7 +211,7 @@ void store_matrices(void* const* lanes, unsigned /*mask*/) {
 
 void reset_copies() {
   for (Copies& of_thread : copies) of_thread = {};
-  for (BoxAdds& of_thread : box_adds) of_thread = {};
+  for (BoxStores& of_thread : box_stores) of_thread = {};
   phase_barriers.clear();
 }
 
@@ -274,27 +299,28 @@ void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_byt
   emulation::wake(&counts);  // who waits already fetches it
 }
 
+void cp_async_bulk_tensor_5d_global_shared_cta_tile_bulk_group(const void* map, List<int, 5> at, u32 shared) {
+  if (shared % 1024 != 0) emulation::fail("a box from %u, which swizzling aligns otherwise", shared);
+  emulation::open_store(map, at, shared, emulation::store_row);
+}
+
 void cp_reduce_async_bulk_tensor_5d_global_shared_cta_add_tile_bulk_group(const void* map, List<int, 5> at,
                                                                           u32 shared) {
-  emulation::BoxLoad box{.to = shared, .map = {}, .at = {}};
-  std::memcpy(&box.map, map, sizeof(box.map));
-  if (box.map.rank != emulation::BoxMap::kRank) emulation::fail("a box of a tensor that was not described");
   if (shared % 128 != 0) emulation::fail("a box from %u, which is not aligned to 128 bytes", shared);
-  for (unsigned i = 0; i < at.size(); ++i) box.at[i] = *at[i];
-  emulation::box_adds.at(emulation::place.thread).open.push_back(box);
+  emulation::open_store(map, at, shared, emulation::add_row);
 }
 
 void cp_async_bulk_commit_group() {
-  emulation::BoxAdds& mine = emulation::box_adds.at(emulation::place.thread);
+  emulation::BoxStores& mine = emulation::box_stores.at(place.thread);
   mine.groups.push_back(std::move(mine.open));
   mine.open.clear();
 }
 
 void cp_async_bulk_wait_group_read(int pending) {
-  emulation::BoxAdds& mine = emulation::box_adds.at(emulation::place.thread);
+  emulation::BoxStores& mine = emulation::box_stores.at(place.thread);
   while (mine.groups.size() > static_cast<std::size_t>(pending)) {
-    for (const emulation::BoxLoad& box : mine.groups.front()) {
-      emulation::for_rows(box, [&](u32 row, const auto& where) { emulation::add_row(box, row, where); });
+    for (const auto& [box, store_row] : mine.groups.front()) {
+      emulation::for_rows(box, [&](std::uint32_t row, const auto& where) { store_row(box, row, where); });
     }
     mine.groups.erase(mine.groups.begin());
   }
