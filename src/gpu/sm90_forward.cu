@@ -5,7 +5,8 @@
 // 64 queries each. A warpgroup starts the scores of a key tile and the sums of the one before together and makes weights
 // of the new scores under the latter; a named barrier per warpgroup hands the tensor cores around, so that one's softmax
 // runs under another's products. A turn is passed on once more after a tile's rows are stored, so that the others need not
-// wait for them. Key tiles that no query of a warpgroup sees are skipped by it, those that every query sees are not masked.
+// wait for them. Key tiles that no query of a warpgroup sees are skipped by it, those that every query sees are not masked,
+// and of those that rows see by whole lines, what is subtracted from scores hides the others (kWholeLines).
 //
 // Of small windows, most of that time is waiting. There several blocks share a multiprocessor, each with one warpgroup and one
 // tile of queries, and products and softmax of a block simply follow each other (kCrowd, sm90_feed.cuh).
@@ -64,6 +65,7 @@ struct Attend {
   TileUse use = TileUse::skip;  // of the tile at `ring`
   bool pending = false;         // weights of the tile at `before` wait for their product
   bool noted = false;           // what the rows see
+  bool whole_lines = false;     // kWholeLines: the layout has whole ones
   Softmax softmax;
 
   // Rows of this thread: this one and 8 more.
@@ -74,6 +76,7 @@ struct Attend {
     const Cell cell = make_cell(args, place.cell);
     note_rows(smem, cell, tile_of(place, cell), warpgroup);
     noted = true;
+    whole_lines = kWholeLines && cell.grid.axis[2].keys >= kWindow[2];
   }
 
   // Lets what the warp has read be overwritten. The last lane says so: to racecheck, it is the one that has read.
@@ -109,6 +112,7 @@ struct Attend {
 
   // What the rows of this thread see of the tile at `ring`.
   __device__ __forceinline__ void see_tile(ThreadMask& mask) {
+    if constexpr (kAllSeen) return see_present(smem.key_tile[ring.stage].present, mask);
     if (!noted) note_windows();
     see_keys(smem.seen[warpgroup][first_row()], smem.seen[warpgroup][first_row() + 8], smem.key_tile[ring.stage].walk,
              args.additional, mask);
@@ -118,23 +122,35 @@ struct Attend {
   template <bool kMasked>
   __device__ __forceinline__ void weigh() {
     ThreadMask mask;
-    bool seen[2] = {true, true};
-    if constexpr (kMasked) see_tile(mask);
+    Sight sight;
+    if constexpr (kMasked && kWholeLines) {
+      if (!noted) note_windows();
+      for (int half = 0; half < 2; ++half) {
+        sight.lines[half] =
+            lines_of(smem.seen[warpgroup][first_row() + 8 * half], smem.key_tile[ring.stage].walk.origin);
+        sight.some[half] = sight.lines[half] != 0;
+      }
+      if (!whole_lines) see_tile(mask);
+    } else if constexpr (kMasked) {
+      see_tile(mask);
+    }
     const int now_present = kRagged ? smem.key_tile[ring.stage].present : kKeys;
     wgmma_wait<1>();
     hold(p.scores);
     if (kCopies == Copies::asked && use == TileUse::masked) {
       see_tile(mask);
       hide_keys(mask, kNothing, p.scores);
-      for (int half = 0; half < 2; ++half) seen[half] = sees(mask, half);
+      for (int half = 0; half < 2; ++half) sight.some[half] = sees(mask, half);
     }
     leave(smem.key_empty[ring.stage]);
     if constexpr (kMasked) {
-      hide_keys(mask, kNothing, p.scores);
-      for (int half = 0; half < 2; ++half) seen[half] = sees(mask, half);
+      if (!whole_lines) {
+        hide_keys(mask, kNothing, p.scores);
+        for (int half = 0; half < 2; ++half) sight.some[half] = sees(mask, half);
+      }
     }
     float factor[2];
-    softmax.step(p.scores, args.scale_log2, seen, factor);
+    softmax.step(p.scores, args.scale_log2, sight, factor);
     hold(p.scores);  // weights are made while the sums are in flight
     // ptxas would wait before the exponentials, but for a branch, which all warps must take alike.
     if (anew(args.additional) < 0) wgmma_wait<0>();
@@ -182,7 +198,7 @@ struct Attend {
       if (sees_any(mask)) {
         hide_keys(mask, kNothing, p.scores);
         float factor[2];
-        softmax.step(p.scores, args.scale_log2, {true, true}, factor);
+        softmax.step(p.scores, args.scale_log2, {}, factor);
         if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) p.scale_sums(factor);
         p.pack_weights();
       } else {

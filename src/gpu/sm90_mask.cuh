@@ -102,20 +102,41 @@ __device__ __forceinline__ void see_lines(const Span (&first)[kRank], const Span
   }
 }
 
+// The first `present` keys, by all rows.
+__device__ __forceinline__ void see_present(int present, ThreadMask& mask) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) mask.row[half][i] = keys_between(0, present, i);
+  }
+}
+
 // By what the rows of the thread see, the first and the other one. A tile of additional tokens has them in a row, and every
 // query sees them.
 __device__ __forceinline__ void see_keys(const Span (&first)[kRank], const Span (&other)[kRank], const KeyWalk& walk,
                                          int additional, ThreadMask& mask) {
   if (kAdditional && walk.additional) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) mask.row[half][i] = keys_between(0, additional - walk.origin.at[2], i);
-    }
+    see_present(additional - walk.origin.at[2], mask);
   } else {
     see_columns(first, other, walk.origin, mask);
     see_lines(first, other, walk.origin, mask);
   }
+}
+
+// Which lines of a tile that begins at `origin` a row sees, a bit each.
+__device__ __forceinline__ u32 lines_of(const Span (&seen)[kRank], const Position& origin) {
+  const auto within = [&](int a) {
+    const Span& axis = seen[a - kFirstAxis];
+    return bits_below(axis.end - origin.at[a]) & ~bits_below(axis.begin - origin.at[a]);
+  };
+  const u32 of_plane = within(1) & bits_below(kTileKv[1]);
+  if constexpr (kRank == 2) return of_plane;
+  const u32 planes = within(0) & bits_below(kTileKv[0]);
+  if constexpr (kTileKv[1] == 1) return of_plane != 0 ? planes : 0;
+  u32 lines = 0;
+#pragma unroll
+  for (int p = 0; p < kTileKv[0]; ++p) lines |= (planes >> p & 1) * (of_plane << p * kTileKv[1]);
+  return lines;
 }
 
 // Tiles are as wide as what the queries of a block see along the last axis: all hide the same columns.

@@ -14,6 +14,18 @@ constexpr float kSlack = 8;
 /// comparisons, for a branch. Blocks of a crowd have few tiles; three warpgroups wait for each other's exponentials anyway.
 constexpr bool kTopFirst = kCrowd || kWarpgroups == 3;
 
+/// Boxes of one column of queries meet tiles as wide as its window: rows see whole lines of keys, of eights, or none of them.
+/// But for layouts that are shorter than the window.
+constexpr bool kWholeLines = !kTopFirst && kRank > 1 && !kDense && !kAdditional && !kCausal[2] && kTileQ[2] == 1 &&
+                             kTileKv[2] == kWindow[2] && kTileKv[2] % 8 == 0;
+
+// What the rows of a thread see of a tile: any of the thread's keys; and of its lines those that weights are made of, as
+// hidden keys are of no other (kWholeLines).
+struct Sight {
+  bool some[2] = {true, true};
+  u32 lines[2] = {~0u, ~0u};
+};
+
 struct Softmax {
   // Of each row: what is subtracted from its scores, in powers of two, and the sum of its weights.
   float base[2] = {kNothing, kNothing}, sum[2] = {0, 0};
@@ -35,7 +47,7 @@ struct Softmax {
     return base[half] == kNothing ? 0.0f : base[half];
   }
 
-  // Makes `top` the base of a row, in powers of two beyond the present one, where it is too far beyond or there was none.
+  // Makes `beyond`, in powers of two from the base of a row, its base where that is too far or there was none.
   __device__ __forceinline__ void raise(int half, float beyond, float& factor) {
     const bool first = base[half] == kNothing;
     const bool raised = first ? beyond > kNothing : beyond > kSlack;
@@ -43,18 +55,17 @@ struct Softmax {
     if (raised) base[half] = base_or_zero(half) + beyond;
   }
 
-  // Scores to weights. Sums so far refer to another base afterwards where `factor` is not one. `sees`: whether the thread
-  // has a key that its rows see.
-  __device__ __forceinline__ void step(float (&scores)[kKeys / 2], float scale, const bool (&sees)[2],
+  // Scores to weights. Sums so far refer to another base afterwards where `factor` is not one.
+  __device__ __forceinline__ void step(float (&scores)[kKeys / 2], float scale, const Sight& sight,
                                        float (&factor)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if constexpr (kTopFirst) {
         raise(half, row_top(scores, half) * scale - base_or_zero(half), factor[half]);
-        shift(scores, half, scale, base_or_zero(half));
+        shift(scores, half, scale, base_or_zero(half), ~0u);
       } else {
         const float before = base_or_zero(half);
-        shift(scores, half, scale, before);
+        shift(scores, half, scale, before, sight.lines[half]);
         // Positive numbers are in the order of integers, of which three are compared at a time.
         int most = 0;
 #pragma unroll
@@ -64,9 +75,9 @@ struct Softmax {
           most = geometry::hi(geometry::hi(most, first), other);
         }
         factor[half] = 1;
-        if (__any_sync(~0u, most > __float_as_int(kSlack) || (sees[half] && base[half] == kNothing))) {
+        if (__any_sync(~0u, most > __float_as_int(kSlack) || (sight.some[half] && base[half] == kNothing))) {
           raise(half, row_top(scores, half), factor[half]);
-          shift(scores, half, 1, base_or_zero(half) - before);
+          shift(scores, half, 1, base_or_zero(half) - before, ~0u);
         }
       }
       float total[2] = {0, 0};
@@ -84,11 +95,13 @@ struct Softmax {
   }
 
  private:
-  __device__ __forceinline__ static void shift(float (&scores)[kKeys / 2], int half, float scale, float by) {
+  // Of lines that are not seen, by infinity.
+  __device__ __forceinline__ static void shift(float (&scores)[kKeys / 2], int half, float scale, float by, u32 lines) {
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
-      scores[4 * n + 2 * half] = scores[4 * n + 2 * half] * scale - by;
-      scores[4 * n + 2 * half + 1] = scores[4 * n + 2 * half + 1] * scale - by;
+      const float of_line = !kWholeLines || (lines >> (8 * n / kTileKv[2]) & 1) != 0 ? by : kInfinite;
+      scores[4 * n + 2 * half] = scores[4 * n + 2 * half] * scale - of_line;
+      scores[4 * n + 2 * half + 1] = scores[4 * n + 2 * half + 1] * scale - of_line;
     }
   }
 };

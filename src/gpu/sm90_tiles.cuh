@@ -7,6 +7,8 @@
 namespace vicus::gpu {
 
 constexpr bool kRagged = kPacked || kKeyLengths;  // rows that follow the last key of a sequence are those of others
+// Every query sees every key of its sequence: what a tile hides, it hides from all rows.
+constexpr bool kAllSeen = kDense && kBandLeft < 0 && kBandRight < 0;
 
 constexpr Copies kCopies = copies_of_step(kDense);
 
@@ -62,7 +64,7 @@ struct Job {
 // What is in `key` and `value` of a stage.
 struct KeyTile {
   KeyWalk walk;
-  int present;  // rows that are keys of the sequence, where kRagged
+  int present;  // rows that are keys of the sequence or additional ones, where kRagged or kAllSeen
   TileUse use[kWarpgroups];
 };
 
@@ -164,9 +166,9 @@ __device__ __forceinline__ void load_key(const Sm90Args& args, Smem& smem, const
   mbarrier_wait(smem_address(&smem.key_empty[keys.stage]), keys.phase ^ 1);
   KeyTile& note = smem.key_tile[keys.stage];
   note.walk = walk;
-  if constexpr (kRagged) {
-    note.present =
-        kAdditional && walk.additional ? kKeys : geometry::lo(cell.grid.axis[2].keys - walk.origin.at[2], kKeys);
+  if constexpr (kRagged || kAllSeen) {
+    const int keys = kAdditional && walk.additional ? args.forward.additional : cell.grid.axis[2].keys;
+    note.present = geometry::lo(keys - walk.origin.at[2], kKeys);
   }
   for (int w = 0; w < kWarpgroups && !kCrowd; ++w) {
     note.use[w] = use_of(smem.hull[w], smem.core[w], walk, args.forward.additional);

@@ -93,6 +93,10 @@ TILES = [
     (na((9, 12, 12), 5, dim=64, heads=1), (12, 4, 4), (4, 4, 8)),
     (na((9, 12, 12), 5, dim=128, heads=1, causal=1), (2, 8, 8), (6, 1, 24)),
     (dense(300, 250, "top_left", dim=256, heads=1), (1, 1, 64), (1, 1, 80)),
+    # Rows see whole lines of keys: of all lengths of a line, and where some are shorter than the window.
+    (na((9, 17, 10), (5, 6, 8), (1, 2, 3), heads=1, batch=1, dim=128), (8, 16, 1), (6, 1, 8)),
+    (na((9, 17, 15), (5, 6, 8), (2, 1, 1), (1, 1, 2), (1, 0, 0), heads=1, batch=1, dim=128), (8, 16, 1), (3, 2, 8)),
+    (na((40, 19), (9, 16), causal=(1, 0), heads=1, batch=1, dim=128), (1, 128, 1), (1, 5, 16)),
 ]
 # Tiles of keys that only kernels with several blocks on a multiprocessor have: a warpgroup without one that loads.
 CROWDS = {

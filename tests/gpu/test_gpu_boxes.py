@@ -99,10 +99,15 @@ BOXES = [
 ]
 
 
+def tiled(tiles):
+    """Options that ask for tiles of queries and keys."""
+    return by_engine("sm90", *((*(0,) * (3 - len(tile)), *tile) for tile in tiles))
+
+
 @pytest.mark.parametrize(("dim", "queries", "keys"), LINES + BOXES)
 def test_every_tile(dim, queries, keys):
     rank = len(queries)
-    how = by_engine("sm90", *((*(0,) * (3 - rank), *tile) for tile in (queries, keys)))
+    how = tiled((queries, keys))
     kind = {"dim": dim, "dtype": HALF[sum(keys) // 16 % 2]}
     if rank == 1:
         p = dense(333, 517, "bottom_right", heads=4, kv=4, **kind)
@@ -137,12 +142,31 @@ CROWDS = {
 @pytest.mark.parametrize("name", CROWDS)
 def test_crowd(name):
     p, *tiles = CROWDS[name]
-    how = by_engine("sm90", *((*(0,) * (3 - len(tile)), *tile) for tile in tiles))
+    how = tiled(tiles)
     case = Case(name, p)
     kernel = report(p, tensors(case), how)[0]
     assert kernel["name"].startswith("sm90_forward") and kernel["threads"] == 128
     assert kernel["blocks_per_multiprocessor"] >= 3
     check_forward(case, how)
+
+
+# Boxes of one column of queries, whose windows are as wide as a tile of keys: rows see whole lines or none of them, but
+# in layouts (and classes of a dilation) that are shorter than the window.
+WHOLE_LINES = {
+    "as long as the axis": (na((12, 30, 24), (7, 9, 24), heads=2, dim=128), (8, 16, 1), (6, 1, 24)),
+    "strides": (na((13, 33, 40), (7, 9, 24), (2, 3, 5), heads=4, kv=2, dim=128), (8, 16, 1), (6, 1, 24)),
+    "causal": (na((13, 33, 40), (7, 9, 24), causal=(1, 1, 0), dim=128, dtype="float16"), (16, 8, 1), (3, 2, 24)),
+    "some too short": (na((12, 30, 47), (7, 9, 24), (1, 1, 2), (1, 1, 2), dim=128), (8, 16, 1), (6, 1, 24)),
+    "all too short": (na((12, 30, 20), (7, 9, 24), dim=128), (8, 16, 1), (6, 1, 24)),
+    "two axes": (na((90, 70), (30, 32), (1, 2), dim=128), (128, 1), (5, 32)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_LINES)
+def test_whole_lines(name):
+    p, *tiles = WHOLE_LINES[name]
+    for variation in variations(Case(name, p), 2):
+        check_forward(variation, tiled(tiles))
 
 
 PARTS = {
@@ -222,7 +246,9 @@ EXACT = {
     "parts": PARTS["one query, grouped"],
     "2d, parts": PARTS["2d, causal"],
     "3d, parts": PARTS["3d"],
+    "whole lines": WHOLE_LINES["strides"][0],
 }
+HOW = {"whole lines": tiled(WHOLE_LINES["strides"][1:])}
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -230,10 +256,11 @@ def test_every_run_gives_the_same_bits(name):
     """A race shows as a moving error."""
     p = EXACT[name]
     t = tensors(Case(name, p, seed=1))
-    first = forward(p, t, ENGINE)
+    how = HOW.get(name, ENGINE)
+    first = forward(p, t, how)
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(RUNS):
-        for x, y in zip(first, forward(p, t, ENGINE), strict=True):
+        for x, y in zip(first, forward(p, t, how), strict=True):
             different += (x.view(torch.uint8) != y.view(torch.uint8)).sum()
     assert int(different) == 0
 
@@ -248,12 +275,12 @@ def spoil(x, token, value):
 @pytest.mark.parametrize("name", [*EXACT, "sliding", "dilated"])
 def test_what_a_query_does_not_see_does_not_reach_it(name, value):
     p = {**EXACT, **PARTS}[name]
-    t = tensors(Case(name, p, seed=2))
-    clean = [x.double().flatten(1, len(p.layout)) for x in forward(p, t, ENGINE)]
+    t, how = tensors(Case(name, p, seed=2)), HOW.get(name, ENGINE)
+    clean = [x.double().flatten(1, len(p.layout)) for x in forward(p, t, how)]
     for token in (0, p.keys // 2, p.keys - 1):
         for hurt in (("key",), ("value",), ("key", "value")):
             bad = {**t, **{which: spoil(t[which], token, value) for which in hurt}}
-            got = [x.double().flatten(1, len(p.layout)) for x in forward(p, bad, ENGINE)]
+            got = [x.double().flatten(1, len(p.layout)) for x in forward(p, bad, how)]
             blind = ~seen_table(p, "cuda")[:, token]
             for x, y in zip(got, clean, strict=True):
                 assert torch.equal(x[1:], y[1:]), "another batch entry"
