@@ -55,13 +55,15 @@ def boxes() -> list[Case]:
         "boxes: 2d, dilated, more tokens": na((25, 40), (9, 20), dilation=(1, 2), additional_tokens=20, **small),
         "boxes: 2d, in parts": na((30, 30), (28, 27), causal=(1, 0), heads=1, dim=256, **small),
         "boxes: crowd": na((25, 26), (7, 5), causal=(0, 1), additional_tokens=20, heads=4, kv=2, **small),
+        "boxes: crowds of gradients": na((32, 33), 9, heads=4, batch=4),
+        "boxes: whole lines": na((6, 17, 10), (5, 6, 8), heads=1, dim=128, **small),
         "boxes: 3d": na((5, 12, 13), (3, 6, 7), step=(1, 2, 1), causal=(1, 0, 0), dim=32, **f16),
     }
     return [Case(name, p, seed=i) for i, (name, p) in enumerate(problems.items())]
 
 
 # Of queries and keys, where others would be chosen.
-TILES = {"boxes: crowd": ((0, 8, 8), (0, 2, 16))}
+TILES = {"boxes: crowd": ((0, 8, 8), (0, 2, 16)), "boxes: whole lines": ((8, 16, 1), (6, 1, 8))}
 
 
 class Call(NamedTuple):
