@@ -28,11 +28,25 @@ HERE = Path(__file__).resolve().parent
 ASLEEP = 8_000_000  # cycles: the GPU waits while calls are queued, so that their host time is not measured
 LONG_SECONDS = 0.1  # a call this long is measured fewer times
 # At its power limit a GPU slows down within a tenth of a second, and is slow for a while after: samples of calls that
-# take a millisecond or more, ours and peers', begin after a rest.
+# take a millisecond or more, ours and peers', begin after a rest, a longer one where the samples before took longer.
 REST_SECONDS, RESTED_SECONDS = 0.5, 1e-3
+REST_FOR_EACH, MOST_REST = 2.0, 4.0  # second of samples before; seconds at most
 MOST_WARMING = 16  # processes that compile ahead at the same time
 # Problems whose first call is measured, in processes of their own.
 FIRST_CALLS = ("dense-16k-d128", "vit56-w7", "3d-8x32x32")
+
+
+class Rest:
+    """What the GPU did before the next samples."""
+
+    def __init__(self) -> None:
+        self.busy = 0.0
+
+    def seconds(self) -> float:
+        return min(REST_SECONDS + REST_FOR_EACH * self.busy, MOST_REST)
+
+
+rest = Rest()
 
 
 def gpu_seconds(call: Callable[[], Any], samples: int) -> dict[str, Any]:
@@ -48,7 +62,7 @@ def gpu_seconds(call: Callable[[], Any], samples: int) -> dict[str, Any]:
     if took > LONG_SECONDS:
         samples = min(samples, 5)
     if took > RESTED_SECONDS:
-        time.sleep(REST_SECONDS)
+        time.sleep(rest.seconds())
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(samples)]
     call()
     torch.cuda._sleep(ASLEEP)
@@ -58,6 +72,7 @@ def gpu_seconds(call: Callable[[], Any], samples: int) -> dict[str, Any]:
         last.record()
     torch.cuda.synchronize()
     times = [first.elapsed_time(last) * 1e-3 for first, last in events]
+    rest.busy = sum(times)
     return {"median": statistics.median(times), "min": min(times), "max": max(times), "samples": samples}
 
 
