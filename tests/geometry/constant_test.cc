@@ -19,6 +19,12 @@ static_assert(hull(kNine, {3, 6}) == Span{1, 8});
 static_assert(core(kNine, {3, 6}) == Span{3, 6});
 static_assert(queries_of(kNine, {0, 1}) == Span{0, 3});
 static_assert(queries_of(kNine, {8, 9}) == Span{6, 9});
+static_assert(first_beginning_at(kNine, 0) == 0);
+static_assert(first_beginning_at(kNine, 4) == 6);
+static_assert(first_beginning_at(kNine, 5) == 9);                              // no window does
+static_assert(first_beginning_at(neighborhood_axis(9, 5, 3, false), 1) == 3);  // leader 4
+static_assert(first_beginning_at(neighborhood_axis(9, 5, 3, true), 2) == 6);   // leader 8
+static_assert(first_beginning_at(band_axis(9, 9, 2, 0, 1), 3) == 4);           // 4 + 1 - 2
 static_assert(classify(kNine, {3, 6}, {3, 6}) == TileClass::full);
 static_assert(classify(kNine, {3, 6}, {2, 6}) == TileClass::partial);
 static_assert(classify(kNine, {3, 6}, {8, 9}) == TileClass::empty);

@@ -14,6 +14,7 @@ KERNEL = """
 #include "vicus/geometry.h"
 using namespace vicus::geometry;
 static_assert(window(neighborhood_axis(9, 5, 1, false), 4) == Span{2, 7});
+static_assert(first_beginning_at(neighborhood_axis(9, 5, 1, false), 3) == 5);
 static_assert(kRank == 3 && kMaxLen > 0);
 extern "C" __global__ void use_everything(const int* in, long long* out) {
   const int x = in[threadIdx.x], y = in[threadIdx.x + 32];
