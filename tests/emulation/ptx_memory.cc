@@ -143,31 +143,35 @@ void load_row(const BoxLoad& load, std::uint32_t row, const std::array<long long
   }
 }
 
-// The elements of a row that are outside the tensor are left out.
-void store_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
+// Calls `use(element of the tensor, address in shared memory)` for what a row of a box of `bytes` an element has inside the
+// tensor.
+template <class AddressOf, class Use>
+void for_inside(const BoxLoad& box, const std::array<long long, BoxMap::kRank>& at, unsigned bytes,
+                const AddressOf& address_of, const Use& use) {
   const BoxMap& map = box.map;
   bool inside = true;
-  const unsigned char* to = row_of(map, at, inside);
+  unsigned char* const row = const_cast<unsigned char*>(row_of(map, at, inside));
   for (std::uint32_t i = 0; i < map.box[0] && inside; ++i) {
     const long long feature = at[0] + i;
     if (feature < 0 || feature >= map.size[0]) continue;
-    std::memcpy(const_cast<unsigned char*>(to) + 2 * feature, shared_at(swizzled(box.to + row * kBoxRow + 2 * i), 2),
-                2);
+    use(row + bytes * feature, shared_at(address_of(i), bytes));
   }
 }
+
+// The elements of a row that are outside the tensor are left out.
+void store_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
+  const auto address_of = [&](std::uint32_t i) { return swizzled(box.to + row * kBoxRow + 2 * i); };
+  for_inside(box, at, 2, address_of, [](unsigned char* to, const unsigned char* from) { std::memcpy(to, from, 2); });
+}
 void add_row(const BoxLoad& box, std::uint32_t row, const std::array<long long, BoxMap::kRank>& at) {
-  const BoxMap& map = box.map;
-  bool inside = true;
-  const unsigned char* to = row_of(map, at, inside);
-  for (std::uint32_t i = 0; i < map.box[0] && inside; ++i) {
-    const long long feature = at[0] + i;
-    if (feature < 0 || feature >= map.size[0]) continue;
+  const auto address_of = [&](std::uint32_t i) { return box.to + 4 * (row * box.map.box[0] + i); };
+  for_inside(box, at, 4, address_of, [](unsigned char* to, const unsigned char* from) {
     float value = 0, sum = 0;
-    std::memcpy(&value, shared_at(box.to + 4 * (row * map.box[0] + i), 4), 4);
-    std::memcpy(&sum, to + 4 * feature, 4);
+    std::memcpy(&value, from, 4);
+    std::memcpy(&sum, to, 4);
     sum += value;
-    std::memcpy(const_cast<unsigned char*>(to) + 4 * feature, &sum, 4);
-  }
+    std::memcpy(to, &sum, 4);
+  });
 }
 
 void open_store(const void* map, ptx::List<int, 5> at, std::uint32_t shared, decltype(BoxStore::store_row) store_row) {
