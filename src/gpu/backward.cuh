@@ -67,16 +67,23 @@ struct ChunkSeen {
   }
 };
 
-__device__ __forceinline__ Meeting meet_in_chunks(const Windows& windows, const MetTile& tile) {
-  Meeting meeting = meet(windows, tile);
-  if (meeting.use == TileUse::whole && kBiasKind == kBiasNone) {
+// A meeting chunk by chunk, and what is seen of all of them.
+struct ChunkedMeeting : Meeting {
+  SeenBits seen;
+};
+
+__device__ __forceinline__ ChunkedMeeting meet_in_chunks(const Windows& windows, const MetTile& tile) {
+  ChunkedMeeting meeting{meet(windows, tile), {}};
+  if (meeting.use == TileUse::masked || (meeting.use == TileUse::whole && kBiasKind != kBiasNone)) {
+    meeting.seen = seen_bits(windows, tile, meeting.origin);
+  } else if (meeting.use == TileUse::whole) {
     for (int m = 0; m < kRowBlocks; ++m) meeting.seen.at[m][0] = meeting.seen.at[m][1] = ~static_cast<Bits>(0);
   }
   return meeting;
 }
 
 // Of the chunk whose columns start at 16 n.
-__device__ __forceinline__ ChunkSeen chunk_seen(const Meeting& meeting, int n) {
+__device__ __forceinline__ ChunkSeen chunk_seen(const ChunkedMeeting& meeting, int n) {
   constexpr u32 kAll = (1u << (kChunk / 4)) - 1;
   ChunkSeen seen;
   u32 any = 0, all = kAll;

@@ -211,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const QueryWalk& walk = smem.walk[at];
     const u16* grad_output = kAlike ? smem.query[stage] : smem.grad_output[stage];
     const int grads_ahead = kAlike ? static_cast<int>(smem.grad_output[stage] - smem.query[stage]) : 0;
-    const Meeting meeting = meet_in_chunks(smem.windows, met_tile(walk.tile));
+    const ChunkedMeeting meeting = meet_in_chunks(smem.windows, met_tile(walk.tile));
     const int steps = meeting.use == TileUse::skip && !kAddQueries ? 0 : kGathers ? 16 * kColumnSteps : kQueryRows;
 #pragma unroll 1
     for (int step = 0; step < steps; step += kStep) {

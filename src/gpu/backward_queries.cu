@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     if (kStages > 1 && t + kAhead < tiles()) load_next(stage == 0 ? kStages - 1 : stage - 1);
     cp_async_commit();
-    const Meeting meeting = meet_in_chunks(smem.windows, met_tile(args, smem.walk[stage]));
+    const ChunkedMeeting meeting = meet_in_chunks(smem.windows, met_tile(args, smem.walk[stage]));
     const int steps = meeting.use == TileUse::skip ? 0 : kColumnSteps;
 #pragma unroll 1
     for (int n = 0; n < steps; n += kChunk / 16) {

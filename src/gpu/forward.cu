@@ -19,9 +19,6 @@ namespace vicus::gpu {
 constexpr int kAhead = kStages > 1 ? kStages - 1 : 1;  // tiles that are loaded before the first is used
 constexpr float kNothing = -kInfinite;
 constexpr int kColumns = 16 * kColumnSteps;
-// With 32 rows a warp and long head dims, NVRTC before 13.5 would spill to load ahead: 2 % slower there.
-constexpr bool kSpills = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1305;
-constexpr int kTogether = kRowBlocks > 1 && kHeadDim > 96 && kSpills ? 1 : 32;
 
 static_assert(!kOwnsKeys && kColumns <= 128);
 
@@ -41,7 +38,7 @@ static_assert(sizeof(Smem) <= kSharedBytes);
 
 // Hides what the rows do not see. With kPreScale, scores become scores * scale + bias, in powers of two.
 __device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Cell& cell, const QueryTile& tile,
-                                            const Meeting& meeting, Scores<kColumns>& scores) {
+                                            const Meeting& meeting, const SeenBits& bits, Scores<kColumns>& scores) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < kRowBlocks; ++m) {
@@ -56,7 +53,7 @@ __device__ __forceinline__ void mask_scores(const ForwardArgs& args, const Cell&
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& s = scores.at[m][n][2 * half + i];
-          const bool seen = (meeting.seen.at[m][half] >> (2 * n + i) & 1) != 0;
+          const bool seen = (bits.at[m][half] >> (2 * n + i) & 1) != 0;
           if constexpr (kPreScale) s *= args.scale_log2;
           if (biased && seen) s += bias_at(args, bias, met_position(meeting.origin, 8 * n + 2 * (lane % 4) + i));
           if (!seen) s = kNothing;
@@ -237,8 +234,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) forward(const
       const Meeting meeting = meet(smem.windows, met_tile(args, smem.walk[stage]));
       if (meeting.use != TileUse::skip) {
         Scores<kColumns> scores = {};
-        queries.template dot<kTogether>(smem.key[stage], 0, meeting.rows, 0, scores);
-        if (kPreScale || meeting.use == TileUse::masked) mask_scores(args, smem.shared.all.cell, tile, meeting, scores);
+        queries.dot(smem.key[stage], 0, meeting.rows, 0, scores);
+        if (kPreScale || meeting.use == TileUse::masked) {
+          // Not before the products, whose operands need the registers.
+          const SeenBits bits = seen_bits(smem.windows, met_tile(args, smem.walk[stage]), meeting.origin);
+          mask_scores(args, smem.shared.all.cell, tile, meeting, bits, scores);
+        }
         softmax.step(scores, kPreScale ? 1.0f : args.scale_log2, out);
         Weights<kColumns> weights;
         pack(scores, weights);

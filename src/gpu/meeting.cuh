@@ -214,12 +214,11 @@ struct SeenBits {
 // Bits 8 n and 8 n + 1 of a word, n < 4, side by side: the factor moves each pair to the highest byte, and nothing else.
 __device__ __forceinline__ u32 pairs_of_bytes(u32 word) { return (word & 0x03030303u) * 0x01041040u >> 24; }
 
-// Where a warp meets a tile. `seen` is left out where all is seen, unless logits are scaled or biased one by one.
+// Where a warp meets a tile.
 struct Meeting {
   TileUse use;
   Position origin;  // of the part that it meets
   MetRows rows;
-  SeenBits seen;
   bool additional;
 };
 
@@ -256,7 +255,13 @@ __device__ __forceinline__ Meeting meet(const Windows& windows, const MetTile& t
   m.rows = {((m.origin.at[0] - tile.origin.at[0]) * kMetTile.at[1] + m.origin.at[1] - tile.origin.at[1]) *
                 kMetTile.at[2] +
             m.origin.at[2] - tile.origin.at[2]};
-  if (m.use == TileUse::skip || (m.use == TileUse::whole && !kPreScale && kBiasKind == kBiasNone)) return m;
+  return m;
+}
+
+// Which columns of the part the rows of the lane see.
+__device__ __forceinline__ SeenBits seen_bits(const Windows& windows, const MetTile& tile, const Position& origin) {
+  SeenBits seen;
+  const int first = first_row();
 #pragma unroll
   for (int block = 0; block < kRowBlocks; ++block) {
 #pragma unroll
@@ -273,9 +278,9 @@ __device__ __forceinline__ Meeting meet(const Windows& windows, const MetTile& t
           spans[a] = windows.seen[a][p.at[a]];
           if (kAdditionalTile) spans[a].end = geometry::lo(spans[a].end, tile.end[a]);
         }
-        mask = column_mask(spans, m.origin, tile.heads);
+        mask = column_mask(spans, origin, tile.heads);
       }
-      Bits& bits = m.seen.at[block][half];
+      Bits& bits = seen.at[block][half];
       bits = 0;
       for (int w = 0; w < kMaskWords; ++w) {
         bits |= static_cast<Bits>(pairs_of_bytes(mask.word[w] >> (2 * (lane % 4)))) << (8 * w);
@@ -283,7 +288,7 @@ __device__ __forceinline__ Meeting meet(const Windows& windows, const MetTile& t
       if (kRows > kOwnRows && row >= kOwnRows) bits = 0;
     }
   }
-  return m;
+  return seen;
 }
 
 }  // namespace vicus::gpu

@@ -104,9 +104,8 @@ struct Resident {
   }
 
   // scores[row][column] += resident[row] . columns[column], columns from 16 n on, whose rows lie `ahead` of `columns`: what
-  // two tiles have in common of their addresses is worked out once. kTogether: steps of 16 features whose loads compilers may
-  // have on their way at a time.
-  template <int kTogether = 32, int kColumns>
+  // two tiles have in common of their addresses is worked out once.
+  template <int kColumns>
   __device__ __forceinline__ void dot(const u16* columns, int ahead, const MetRows& rows, int n,
                                       Scores<kColumns>& scores) const {
     const int lane = threadIdx.x % 32;
@@ -134,7 +133,7 @@ struct Resident {
       }
     } else {
       const u32 address = smem_address(columns + Of::at(rows.row(n, of_lane), first));
-#pragma unroll kTogether
+#pragma unroll
       for (int d = 0; d < Of::kFeatures; d += 16) {
         u32 a[kRowBlocks][4];
         read(d, a);
