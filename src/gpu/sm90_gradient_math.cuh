@@ -3,12 +3,12 @@
 #pragma once
 
 #include "careful_gradients.cuh"
+#include "sm90_gradient_load.cuh"
 #include "sm90_gradient_products.cuh"
 #include "sm90_gradient_store.cuh"
 #include "sm90_mask.cuh"
 #include "sm90_query_sums.cuh"
 #include "sm90_store.cuh"
-#include "statistics.cuh"
 
 namespace vicus::gpu {
 
@@ -39,48 +39,8 @@ struct Attend {
     return box_position(box_origin(smem.rows.tile, warpgroup), row);
   }
 
-  // What is known of the rows of this thread; kCrowd: makes it, four threads for each row, for the kernel of keys, too.
   __device__ __forceinline__ void note_statistics() {
-    constexpr int kLanes = 4;
-    const int lane = static_cast<int>(threadIdx.x) % kLanes;
-    const Cell& cell = smem.rows.cell;
-    Position q[2];
-    bool exists[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      q[half] = position_of(first_row() + 8 * half);
-      exists[half] = box_has(smem.rows.tile, first_row() + 8 * half, q[half]);
-    }
-    // Of rows that are none, the first one: no branches, so that all loads are on their way together.
-    const auto row_in = [&](const Rows& t, int half) {
-      return exists[half] ? place(t, cell, cell.first_query).row(q[half], smem.rows.tile.head) : 0;
-    };
-    Statistics of[2];
-    float dot[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if constexpr (kCrowd) {
-        of[half] = begin_statistics(args, [&](const Rows& t) { return row_in(t, half); });
-        dot[half] =
-            dot_rows<kLanes>(static_cast<const u16*>(args.output.data) + row_in(args.output, half),
-                             static_cast<const u16*>(args.grad_output.data) + row_in(args.grad_output, half), lane);
-      } else {
-        const float2 at = statistics_at(args, row_in(args.statistics, half));
-        of[half] = {at.x, at.y};
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if constexpr (kCrowd) {
-        for (int step = 1; step < kLanes; step *= 2) dot[half] += __shfl_xor_sync(~0u, dot[half], step);
-        of[half].delta += dot[half];
-        if (exists[half] && lane == 0) {
-          statistics_at(args, row_in(args.statistics, half)) = {of[half].lse, of[half].delta};
-        }
-      }
-      lse[half] = exists[half] ? of[half].lse : kInfinite;
-      delta[half] = exists[half] ? of[half].delta : 0.0f;
-    }
+    row_statistics(args, smem, first_row(), [&](int row) { return position_of(row); }, lse, delta);
   }
 
   __device__ __forceinline__ void arrive(const u64& barrier) const {
@@ -295,7 +255,7 @@ struct Attend {
     hold(p.grads);
     if (sees) {
       differentiate(ring.stage);
-      if constexpr (!(kCrowd && kSumsSecond)) hide_columns<kMasked>(mask, p.grads);  // otherwise P hides them
+      if constexpr (!kSumsSecond) hide_columns<kMasked>(mask, p.grads);  // otherwise P hides them
     } else {
       clear(p.grads);
     }

@@ -8,7 +8,7 @@ namespace vicus::gpu {
 // Where S, dP and the packed P of a tile would not fit into registers together, P is packed where it lies, and its sums
 // start late. Where registers are left, dS stays in them as well as in shared memory; where several blocks share a
 // multiprocessor, it goes nowhere else.
-constexpr bool kPacksLate = kAdds && kColumns > 64, kKeepsGrads = kCrowd || (kAdds && !kPacksLate && kRank < 3);
+constexpr bool kPacksLate = kAdds && kColumns > 64, kKeepsGrads = kCrowd || (kAdds && !kPacksLate);
 
 // Where operands are, in units of 16 bytes: everything from one register.
 constexpr int kUnit = 16;

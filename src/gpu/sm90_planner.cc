@@ -252,15 +252,15 @@ class BoxSearch {
   std::vector<Found> found_;
 };
 
-/// Whether the kernel of keys can also sum dQ. Boxes of sums have no gaps, additional tokens have no sums; with three axes
-/// and short rows, masks would not fit into registers.
+/// Whether the kernel of keys can also sum dQ. Boxes of sums have no gaps, additional tokens have no sums; where rows of keys
+/// are short and those of values are not, there are no registers for dV.
 bool addable(const Problem& p) {
   const auto* mask = std::get_if<Neighborhood>(&p.mask);
   for (int i = 0; mask != nullptr && i < p.rank(); ++i) {
     if (mask->dilation[i] > 1) return false;
   }
-  const bool is_short = p.head_dim <= 64;
-  return p.additional_tokens == 0 && !(is_short && (p.rank() == 3 || p.head_dim_v > 64));
+  constexpr int kShort = 64;
+  return p.additional_tokens == 0 && (p.head_dim > kShort || p.head_dim_v <= kShort);
 }
 
 std::string refuse(const char* name, std::int64_t got, const std::string& allowed) {

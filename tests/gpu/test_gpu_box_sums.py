@@ -29,13 +29,13 @@ SUMMED = {
     "2d narrow": neighborhood((61, 75), (21, 32), heads=4, dim=64, dtype="float16"),
     "3d": neighborhood((9, 21, 27), (4, 9, 12), (1, 2, 4), causal=(1, 0, 0), heads=2, dim=128),
     "3d wide": neighborhood((6, 20, 20), (3, 10, 10), heads=2, dim=96, dim_v=64),
+    "3d narrow": neighborhood((9, 21, 27), (4, 9, 12), (1, 2, 4), causal=(1, 0, 0), heads=4, kv=2, dim=64),
 }
 # Two kernels there, whatever is allowed.
 APART = {
     "dilated": neighborhood((61, 75), (13, 15), dilation=(1, 2), dim=128),
     "more tokens": dense(500, 700, dim=128, additional_tokens=9),
     "narrow, wide values": dense(300, 300, dim=64, dim_v=128),
-    "3d narrow": neighborhood((9, 21, 27), (4, 9, 12), dim=64),
 }
 
 

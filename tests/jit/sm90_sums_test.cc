@@ -42,7 +42,7 @@ TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
   EXPECT_FALSE(adds(more));
   EXPECT_FALSE(adds(problem_of({100, 100}, {.kernel_size = 30, .dilation = {1, 2}}, 128)));
   const Neighborhood deep = {.kernel_size = {6, 16, 16}};
-  EXPECT_FALSE(adds(problem_of({8, 64, 64}, deep, 64))) << "registers";
+  EXPECT_TRUE(adds(problem_of({8, 64, 64}, deep, 64)));
   EXPECT_TRUE(adds(problem_of({8, 64, 64}, deep, 128)));
 }
 
