@@ -39,7 +39,7 @@ constexpr double kSideBySide = 1.07;
 constexpr int kMostParts = 128;
 constexpr double kMergeKeys = 1450, kByteKeys = 1.0 / 150;
 /// Pairs of tiles for each of the mask, up to which one kernel for all gradients is faster than two.
-constexpr double kMostAdding = 1.3;
+constexpr double kMostAdding = 2;
 
 using Extent = std::array<int, 3>;
 

@@ -91,6 +91,20 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
   }
 }
 
+TEST(Order, NeighborsThatShareMostComeFirst) {
+  const auto steps = [](AxisValues layout, const Neighborhood& mask) {
+    const gpu::TileOrder order = told(problem_of(layout, mask, 128)).order;
+    return std::array{order.step[0].value, order.step[1].value, order.step[2].value};
+  };
+  const auto square = steps({256, 256}, {.kernel_size = 80});
+  EXPECT_EQ(square[2], 1U) << "nothing to choose: along the last axis";
+  const auto thin = steps({30, 48, 80}, {.kernel_size = {18, 24, 24}});  // tiles of 8x16x1
+  EXPECT_EQ(thin[2], 1U);
+  const auto deep = steps({30, 48, 80}, {.kernel_size = {18, 24, 24}, .stride = {16, 8, 8}});  // of 2x8x8
+  EXPECT_EQ(deep[0], 1U);
+  EXPECT_LT(deep[2], deep[1]);
+}
+
 TEST(Order, MoreTilesThanAnIntCountsAreRefused) {
   // Of 65536 x 40000 x 1 tokens, each a tile; nothing reads the tensors.
   Problem problem = problem_of({65536, 40000, 1}, {.kernel_size = {3, 3, 1}}, 16);

@@ -65,7 +65,8 @@ TEST(BoxSums, WhatIsFasterWhereNoEngineIsAskedFor) {
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 13}), 16, 4), "sm90, two");
   EXPECT_EQ(kernels(problem_of({64, 64}, {.kernel_size = 16}), 8, 12), "sm90, two");
   EXPECT_EQ(kernels(problem_of({8, 32, 32}, {.kernel_size = {4, 8, 8}}), 8, 8), "sm90, two");
-  EXPECT_EQ(kernels(problem_of({30, 48, 80}, {.kernel_size = {18, 24, 24}}, 128), 1, 24), "sm90, two");
+  EXPECT_EQ(kernels(problem_of({30, 48, 80}, {.kernel_size = {18, 24, 24}}, 128), 1, 24), "sm90, one");
+  EXPECT_EQ(kernels(problem_of({16, 32, 32}, {.kernel_size = {8, 12, 12}}, 128), 2, 16), "sm90, one");
   EXPECT_EQ(kernels(problem_of({256, 256}, {.kernel_size = 80}, 128), 1, 24), "sm90, one");
   EXPECT_EQ(kernels(problem_of({56, 56}, {.kernel_size = 7}, 256), 8, 4), "sm90, three");
   EXPECT_EQ(kernels(problem_of({4096}, {.kernel_size = 64}, 256), 2, 8), "sm90, three");
