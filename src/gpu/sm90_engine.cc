@@ -101,26 +101,33 @@ TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
   return map;
 }
 
-// Of the tiles along the axes, or of `places` where sequences share those; an int counts them. What the blocks at work
-// together load, or add to, is to have a small hull, which the second cache keeps: axes along which a tile adds little to it,
-// and all tiles not much more, come first; the last ones, unless it is less than half. In the forward pass, tiles differ in
-// length along causal axes: those come last.
-TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places) {
+// Axes in the order in which tiles follow each other. Which tiles a block of the forward pass gets is settled by it: causal
+// axes, along which they differ in length, come last. Blocks of gradients come as others end. There the hull of what those at
+// work load, or add to, is to be small, so that the second cache keeps it: an axis along which the next tile adds little to
+// it, and all tiles not much more, comes before those after it in memory where that is less than half.
+std::array<std::size_t, 3> axes_of(const ForwardArgs& args, const Spec& spec) {
+  std::array<std::size_t, 3> axes{2, 1, 0};
+  if (spec.kernel == Kernel::sm90_forward) {
+    std::stable_partition(axes.begin(), axes.end(), [&](std::size_t a) { return !spec.causal.at(a); });
+    return axes;
+  }
   const auto growth = [&](std::size_t a) {
     const double window = spec.window.at(a);
     return spec.tile_q.at(a) / window * (args.len[a] / (window * spec.dilation.at(a)));
   };
-  std::array<std::size_t, 3> axes{2, 1, 0};
   for (std::size_t i = 1; i < axes.size(); ++i) {
     for (std::size_t j = i; j > 0 && 2 * growth(axes.at(j)) < growth(axes.at(j - 1)); --j) {
       std::swap(axes.at(j), axes.at(j - 1));
     }
   }
-  const auto even = [&](std::size_t a) { return !spec.causal.at(a); };
-  if (spec.kernel == Kernel::sm90_forward) std::stable_partition(axes.begin(), axes.end(), even);
+  return axes;
+}
+
+// Of the tiles along the axes, or of `places` where sequences share those; an int counts them.
+TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places) {
   TileOrder order;
   int step = 1;
-  for (const std::size_t a : axes) {
+  for (const std::size_t a : axes_of(args, spec)) {
     const int tiles = places > 0 && a == 2 ? places : std::max(args.work.tiles[a], 1);
     order.tiles[a] = Divisor(tiles);
     order.step[a] = Divisor(step);

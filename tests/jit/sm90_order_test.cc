@@ -91,18 +91,44 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
   }
 }
 
-TEST(Order, NeighborsThatShareMostComeFirst) {
-  const auto steps = [](AxisValues layout, const Neighborhood& mask) {
-    const gpu::TileOrder order = told(problem_of(layout, mask, 128)).order;
-    return std::array{order.step[0].value, order.step[1].value, order.step[2].value};
-  };
-  const auto square = steps({256, 256}, {.kernel_size = 80});
+// In which order blocks of the kernel for keys go through the axes.
+std::array<unsigned, 3> steps_of_gradients(Problem problem) {
+  problem.batch = problem.heads = problem.heads_kv = 1;
+  auto& fake = fake_cuda();
+  {
+    const std::lock_guard lock(fake.mutex);
+    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
+    fake.launches.clear();
+  }
+  const Plan plan = choose_plan(problem, {.engine = Engine::sm90, .gpu = kH100});
+  const Problem& p = plan.problem;
+  const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
+  const Tensor output(p.dtype, p.output_shape()), logsumexp(DType::float32, p.logsumexp_shape());
+  const Tensor grad_key(p.dtype, p.key_shape());
+  int stream = 0;
+  backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+           {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, {.key = grad_key.view},
+           &stream);
+  const std::lock_guard lock(fake.mutex);
+  gpu::Sm90BackwardArgs args;
+  const auto& launch = fake.launches.at(1);
+  EXPECT_EQ(launch.kernel, "sm90_backward");
+  EXPECT_EQ(launch.args.size(), sizeof(args));
+  std::memcpy(&args, launch.args.data(), sizeof(args));
+  const auto& step = args.order.step;
+  return {step[0].value, step[1].value, step[2].value};
+}
+
+TEST(Order, GradientsBeginWithAxesWhoseNeighborsShareMost) {
+  const auto square = steps_of_gradients(problem_of({256, 256}, {.kernel_size = 80}, 128));
   EXPECT_EQ(square[2], 1U) << "nothing to choose: along the last axis";
-  const auto thin = steps({30, 48, 80}, {.kernel_size = {18, 24, 24}});  // tiles of 8x16x1
-  EXPECT_EQ(thin[2], 1U);
-  const auto deep = steps({30, 48, 80}, {.kernel_size = {18, 24, 24}, .stride = {16, 8, 8}});  // of 2x8x8
-  EXPECT_EQ(deep[0], 1U);
-  EXPECT_LT(deep[2], deep[1]);
+  EXPECT_GT(square[1], 1U);
+  for (const AxisValues stride : {AxisValues{1, 1, 1}, AxisValues{16, 8, 8}}) {
+    const Neighborhood mask = {.kernel_size = {18, 24, 24}, .stride = stride};
+    const auto steps = steps_of_gradients(problem_of({30, 48, 80}, mask, 128));
+    EXPECT_EQ(steps[0], 1U) << "30 tokens for windows of 18, in tiles of 2";
+    EXPECT_LT(steps[2], steps[1]);
+  }
 }
 
 TEST(Order, MoreTilesThanAnIntCountsAreRefused) {
