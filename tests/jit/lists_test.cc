@@ -4,8 +4,8 @@
 
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -16,11 +16,13 @@
 #include "gpu/sm90_args.h"
 #include "jit/device.h"
 #include "jit/driver.h"
+#include "launched.h"
 #include "vicus/vicus.hpp"
 
 namespace vicus {
 namespace {
 
+using vicus::testing::args_of;
 using vicus::testing::fake_cuda;
 using vicus::testing::FakeCuda;
 using vicus::testing::FakeLaunch;
@@ -102,13 +104,6 @@ class GpuLists : public ::testing::Test {  // NOLINT(cppcoreguidelines-virtual-c
       if (launch.kernel == kernel) found.push_back(launch);
     }
     return found;
-  }
-  template <class Args>
-  static Args args_of(const FakeLaunch& launch) {
-    Args args;
-    EXPECT_EQ(launch.args.size(), sizeof(Args));
-    std::memcpy(&args, launch.args.data(), sizeof(Args));
-    return args;
   }
   /// Blocks of a grid with as many sequences, tiles of the longest, and heads.
   static std::int64_t blocks(std::int64_t sequences, std::int64_t tokens, int extent, std::int64_t heads) {

@@ -2,8 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstring>
-#include <mutex>
 #include <random>
 #include <set>
 #include <span>
@@ -11,18 +9,18 @@
 #include <vector>
 
 #include "device_tensor.h"
-#include "fake_cuda.h"
 #include "gpu/sm90_args.h"
 #include "hopper_problems.h"
+#include "launched.h"
 #include "vicus/vicus.hpp"
 
 namespace vicus {
 namespace {
 
-using vicus::testing::fake_cuda;
 using vicus::testing::kH100;
 using vicus::testing::problem_of;
 using vicus::testing::Tensor;
+using vicus::testing::told;
 
 constexpr int kMost = 2147483647;
 
@@ -45,24 +43,18 @@ TEST(Order, DivisorsDivide) {
 }
 
 // What the forward kernel of a problem is told of its tiles.
-gpu::Sm90Args told(Problem problem) {
-  auto& fake = fake_cuda();
-  {
-    const std::lock_guard lock(fake.mutex);
-    fake.arg_bytes["sm90_forward"] = sizeof(gpu::Sm90Args);
-    fake.launches.clear();
-  }
+gpu::Sm90Args told_forward(const Problem& problem) {
   const Plan plan = choose_plan(problem, {.engine = Engine::sm90, .gpu = kH100});
   const Problem& p = plan.problem;
   const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
   const Tensor output(p.dtype, p.output_shape());
   int stream = 0;
-  forward(plan, {.query = query.view, .key = key.view, .value = value.view}, output.view, {}, &stream);
-  const std::lock_guard lock(fake.mutex);
-  gpu::Sm90Args args;
-  EXPECT_EQ(fake.launches.at(0).args.size(), sizeof(args));
-  std::memcpy(&args, fake.launches.at(0).args.data(), sizeof(args));
-  return args;
+  return told<gpu::Sm90Args>("sm90_forward",
+                             [&] {
+                               forward(plan, {.query = query.view, .key = key.view, .value = value.view}, output.view,
+                                       {}, &stream);
+                             })
+      .at(0);
 }
 
 TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
@@ -70,7 +62,7 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
     Problem p = problem_of({20, 30, 40}, {.kernel_size = 9, .is_causal = {causal[0], causal[1], causal[2]}}, 128);
     p.heads = 6;
     p.heads_kv = 2;
-    const gpu::Sm90Args args = told(p);
+    const gpu::Sm90Args args = told_forward(p);
     const gpu::TileOrder& order = args.order;
     std::set<std::array<int, 3>> seen;
     for (int n = 0; n < static_cast<int>(order.all.value); ++n) {
@@ -94,28 +86,19 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
 // In which order blocks of the kernel for keys go through the axes.
 std::array<unsigned, 3> steps_of_gradients(Problem problem) {
   problem.batch = problem.heads = problem.heads_kv = 1;
-  auto& fake = fake_cuda();
-  {
-    const std::lock_guard lock(fake.mutex);
-    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
-    fake.launches.clear();
-  }
   const Plan plan = choose_plan(problem, {.engine = Engine::sm90, .gpu = kH100});
   const Problem& p = plan.problem;
   const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
   const Tensor output(p.dtype, p.output_shape()), logsumexp(DType::float32, p.logsumexp_shape());
   const Tensor grad_key(p.dtype, p.key_shape());
   int stream = 0;
-  backward(plan, {.query = query.view, .key = key.view, .value = value.view},
-           {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, {.key = grad_key.view},
-           &stream);
-  const std::lock_guard lock(fake.mutex);
-  gpu::Sm90BackwardArgs args;
-  const auto& launch = fake.launches.at(1);
-  EXPECT_EQ(launch.kernel, "sm90_backward");
-  EXPECT_EQ(launch.args.size(), sizeof(args));
-  std::memcpy(&args, launch.args.data(), sizeof(args));
-  const auto& step = args.order.step;
+  const auto args = told<gpu::Sm90BackwardArgs>("sm90_backward", [&] {
+    backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+             {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, {.key = grad_key.view},
+             &stream);
+  });
+  EXPECT_EQ(args.size(), 1U);
+  const auto& step = args.at(0).order.step;
   return {step[0].value, step[1].value, step[2].value};
 }
 

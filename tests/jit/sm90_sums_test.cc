@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "fake_cuda.h"
 #include "gpu/sm90_args.h"
 #include "hopper_problems.h"
+#include "launched.h"
 #include "vicus/vicus.hpp"
 
 namespace vicus {
@@ -22,6 +22,7 @@ using vicus::testing::fake_cuda;
 using vicus::testing::kH100;
 using vicus::testing::problem_of;
 using vicus::testing::Tensor;
+using vicus::testing::told;
 
 TEST(BoxSums, WhereTheKernelOfKeysSumsTheGradientOfTheQuery) {
   const auto adds = [](const Problem& p, const BackwardOptions& options = {}) {
@@ -78,8 +79,6 @@ TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
   auto& fake = fake_cuda();
   {
     const std::lock_guard lock(fake.mutex);
-    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
-    fake.launches.clear();
     fake.events.clear();
   }
   const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 72), {.engine = Engine::sm90, .gpu = kH100});
@@ -89,19 +88,19 @@ TEST(BoxSums, SumsOfTheGradientOfTheQueryLieByHeads) {
   const Tensor output(p.dtype, p.output_shape()), logsumexp(DType::float32, p.logsumexp_shape());
   const Tensor dq(p.dtype, p.query_shape()), dk(p.dtype, p.key_shape());
   int stream = 0;
-  backward(plan, {.query = query.view, .key = key.view, .value = value.view},
-           {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view},
-           {.query = dq.view, .key = dk.view}, &stream);
+  const auto told_keys = told<gpu::Sm90BackwardArgs>("sm90_backward", [&] {
+    backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+             {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view},
+             {.query = dq.view, .key = dk.view}, &stream);
+  });
   const std::lock_guard lock(fake.mutex);
   const std::string bytes = std::to_string(plan.gpu.backward.scratch_bytes);
   const auto cleared = std::find(fake.events.begin(), fake.events.end(), "clear " + bytes);
   ASSERT_NE(cleared, fake.events.end());
   EXPECT_EQ(std::count(cleared, fake.events.end(), "map"), 5) << "four tensors and the sums";
   ASSERT_EQ(fake.launches.size(), 3U) << "delta, of keys, convert";
-  gpu::Sm90BackwardArgs args;
   ASSERT_EQ(fake.launches[1].kernel, "sm90_backward");
-  ASSERT_EQ(fake.launches[1].args.size(), sizeof(args));
-  std::memcpy(&args, fake.launches[1].args.data(), sizeof(args));
+  const gpu::Sm90BackwardArgs& args = told_keys.at(0);
   const gpu::Rows& sums = args.backward.query_sums;
   constexpr long long kWidth = 80;
   EXPECT_EQ(sums.token[2], kWidth);
@@ -124,11 +123,6 @@ TEST(BoxSums, LongHeadDimsForWhichTheOtherEngineHasNoTile) {
 }
 
 TEST(BoxSums, EachKernelOfLongHeadDimsStoresWhatItSums) {
-  auto& fake = fake_cuda();
-  {
-    const std::lock_guard lock(fake.mutex);
-    fake.arg_bytes["sm90_backward"] = sizeof(gpu::Sm90BackwardArgs);
-  }
   const Plan plan = choose_plan(problem_of({80, 90}, {.kernel_size = 31}, 256), {.engine = Engine::sm90, .gpu = kH100});
   const Problem& p = plan.problem;
   const Tensor query(p.dtype, p.query_shape()), key(p.dtype, p.key_shape()), value(p.dtype, p.value_shape());
@@ -137,18 +131,11 @@ TEST(BoxSums, EachKernelOfLongHeadDimsStoresWhatItSums) {
   int stream = 0;
   // dK and dV, present or not, of the launches with boxes.
   const auto stored = [&](const AttentionGradients& out) {
-    {
-      const std::lock_guard lock(fake.mutex);
-      fake.launches.clear();
-    }
-    backward(plan, {.query = query.view, .key = key.view, .value = value.view},
-             {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, out, &stream);
-    const std::lock_guard lock(fake.mutex);
     std::vector<std::pair<bool, bool>> list;
-    for (const auto& launch : fake.launches) {
-      gpu::Sm90BackwardArgs args;
-      if (launch.kernel != "sm90_backward" || launch.args.size() != sizeof(args)) continue;
-      std::memcpy(&args, launch.args.data(), sizeof(args));
+    for (const auto& args : told<gpu::Sm90BackwardArgs>("sm90_backward", [&] {
+           backward(plan, {.query = query.view, .key = key.view, .value = value.view},
+                    {.output = output.view, .logsumexp = logsumexp.view, .grad_output = output.view}, out, &stream);
+         })) {
       list.emplace_back(args.backward.grad_key.data != nullptr, args.backward.grad_value.data != nullptr);
     }
     return list;
