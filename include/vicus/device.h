@@ -64,6 +64,29 @@ class VICUS_API DeviceTimer {
   CUevent_st *start_ = nullptr, *stop_ = nullptr;
 };
 
+/// Where calls on GPUs take scratch memory from, in place of a pool of the library's own on each device, which keeps up to
+/// 1 GiB. It holds for the thread that makes it, as long as it lives; then the one before it does again.
+///
+/// PyTorch's front end has one over PyTorch's allocator, so that scratch shares memory with tensors.
+class VICUS_API ScratchSource {
+ public:
+  ScratchSource();
+  virtual ~ScratchSource();
+  ScratchSource(ScratchSource&&) = delete;
+  ScratchSource(const ScratchSource&) = delete;
+  ScratchSource& operator=(ScratchSource&&) = delete;
+  ScratchSource& operator=(const ScratchSource&) = delete;
+
+  /// `bytes`, more than 0, of the device of the call, at a multiple of 256, for work that `stream` is about to be given.
+  /// What it throws ends the call before anything is launched.
+  virtual void* take(std::size_t bytes, void* stream) = 0;
+  /// All work on it has been queued on `stream`, and may not have begun.
+  virtual void give_back(void* data, void* stream) noexcept = 0;
+
+ private:
+  ScratchSource* before_;
+};
+
 }  // namespace vicus
 
 #endif  // VICUS_DEVICE_H_

@@ -79,14 +79,21 @@ void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t a
               shared_bytes(spec), stream_, args, arg_bytes);
 }
 
-Scratch::Scratch(std::size_t bytes, void* stream) : stream_(static_cast<jit::CUstream>(stream)) {
+Scratch::Scratch(std::size_t bytes, void* stream)
+    : stream_(static_cast<jit::CUstream>(stream)), source_(jit::thread_scratch_source()) {
   if (bytes == 0) return;
+  if (source_ != nullptr) {
+    data_ = reinterpret_cast<jit::CUdeviceptr>(source_->take(bytes, stream_));
+    return;
+  }
   jit::check(jit::driver().cuMemAllocFromPoolAsync(&data_, bytes, jit::memory_pool(jit::thread_device()), stream_),
              "cuMemAllocFromPoolAsync", "taking scratch");
 }
 
 Scratch::~Scratch() {
-  if (data_ != 0) jit::driver().cuMemFreeAsync(data_, stream_);
+  if (data_ == 0) return;
+  if (source_ != nullptr) source_->give_back(data(), stream_);
+  else jit::driver().cuMemFreeAsync(data_, stream_);
 }
 
 void Scratch::clear(std::size_t bytes) {

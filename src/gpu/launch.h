@@ -13,6 +13,7 @@
 #include "gpu/spec.h"
 #include "jit/driver.h"
 #include "jit/module.h"
+#include "vicus/device.h"
 #include "vicus/tensor.h"
 
 namespace vicus::gpu {
@@ -61,7 +62,8 @@ class Loaded {
   void* stream_;
 };
 
-/// Memory of the stream's device, given back in the order of the stream.
+/// Memory of the stream's device, given back in the order of the stream: of the thread's ScratchSource, or of the library's
+/// pool.
 class Scratch {
  public:
   Scratch(std::size_t bytes, void* stream);
@@ -78,6 +80,7 @@ class Scratch {
 
  private:
   jit::CUstream stream_;
+  ScratchSource* source_;
   jit::CUdeviceptr data_ = 0;
 };
 

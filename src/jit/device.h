@@ -7,6 +7,7 @@
 
 #include "jit/compile.h"
 #include "jit/driver.h"
+#include "vicus/device.h"
 #include "vicus/plan.h"
 
 namespace vicus::jit {
@@ -39,6 +40,9 @@ struct Device {
 /// Scratch memory of a device, in the order of streams. Between calls it keeps up to 1 GiB of what calls have used: to map
 /// memory anew after each synchronization takes longer than many kernels.
 [[nodiscard]] CUmemoryPool memory_pool(int ordinal);
+
+/// What gives this thread's calls scratch memory instead, or null.
+[[nodiscard]] ScratchSource* thread_scratch_source();
 
 /// The device of this thread's context. Throws Unsupported when it has none (see ContextGuard).
 [[nodiscard]] const Device& current_device();

@@ -27,7 +27,15 @@ void in_context(jit::CUcontext context, const End& end) noexcept {
   }
 }
 
+thread_local ScratchSource* scratch_source = nullptr;
+
 }  // namespace
+
+ScratchSource* jit::thread_scratch_source() { return scratch_source; }
+
+ScratchSource::ScratchSource() : before_(std::exchange(scratch_source, this)) {}
+
+ScratchSource::~ScratchSource() { scratch_source = before_; }
 
 DeviceMemory::DeviceMemory(std::size_t bytes, int device) : bytes_(bytes) {
   const ContextGuard guard(jit::device(device).ordinal);

@@ -52,7 +52,8 @@ std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& proble
   }
   Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
   Tensor logsumexp = empty(place, plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
-  forward(*plan, inputs, written(output), written(logsumexp), stream_of(place));
+  const Queue queue(place);
+  forward(*plan, inputs, written(output), written(logsumexp), queue.stream());
   return {std::move(output), std::move(logsumexp)};
 }
 
@@ -60,7 +61,8 @@ std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& proble
 Tensor run_inference(const Place& place, const Problem& problem, const AttentionInputs& inputs) {
   const auto plan = plan_for(problem, plan_options(place, {}, Pass::forward));
   Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
-  forward(*plan, inputs, written(output), {}, stream_of(place));
+  const Queue queue(place);
+  forward(*plan, inputs, written(output), {}, queue.stream());
   return output;
 }
 
@@ -79,7 +81,8 @@ Tensors run_backward(const Place& place, const Problem& problem, const Attention
     *into[i] = gradient.view;
     result.push_back(std::move(gradient.tensor));
   }
-  backward(*plan, inputs, grad_inputs, views, stream_of(place));
+  const Queue queue(place);
+  backward(*plan, inputs, grad_inputs, views, queue.stream());
   return result;
 }
 
@@ -205,7 +208,8 @@ std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumex
   if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
   Tensor output = empty(place, parts[0].shape(), parts[0].dtype());
   Tensor logsumexp = empty(place, weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
-  merge_forward(parts, weights, written(output), written(logsumexp), engine_of(place), stream_of(place));
+  const Queue queue(place);
+  merge_forward(parts, weights, written(output), written(logsumexp), engine_of(place), queue.stream());
   return {std::move(output), std::move(logsumexp)};
 }
 
@@ -224,8 +228,9 @@ Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const 
       result.push_back(std::move(gradient.tensor));
     }
   }
+  const Queue queue(place);
   vicus::merge_backward(parts, weights, rows("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
-                        grad_parts, grad_weights, engine_of(place), stream_of(place));
+                        grad_parts, grad_weights, engine_of(place), queue.stream());
   return result;
 }
 
@@ -253,7 +258,8 @@ Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_
   const ConstTensorView q = rows("query", query), extra = rows("additional_keys", additional_keys);
   const Place place = place_of(query);
   Tensor scores = empty(place, scores_shape(mask, q, extra), q.dtype());
-  qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb), engine_of(place), stream_of(place));
+  const Queue queue(place);
+  qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb), engine_of(place), queue.stream());
   return scores;
 }
 
@@ -268,9 +274,10 @@ Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& a
                           gradient_of(place, k, wants(wanted, 1), q.dtype()),
                           gradient_of(place, extra, wants(wanted, 2), q.dtype()),
                           gradient_of(place, view("rpb", rpb), wants(wanted, 3), q.dtype())};
+  const Queue queue(place);
   vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, rows("grad_scores", grad_scores),
                      {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra,
-                     engine_of(place), stream_of(place));
+                     engine_of(place), queue.stream());
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor, gradients[3].tensor};
 }
 
@@ -283,8 +290,9 @@ Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& addition
   shape.back() = v.shape().back();
   const Place place = place_of(scores);
   Tensor output = empty(place, shape, s.dtype());
+  const Queue queue(place);
   av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
-             rows("additional_values", additional_values), engine_of(place), stream_of(place));
+             rows("additional_values", additional_values), engine_of(place), queue.stream());
   return output;
 }
 
@@ -298,9 +306,10 @@ Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor
   Gradient gradients[] = {gradient_of(place, s, wants(wanted, 0), s.dtype()),
                           gradient_of(place, v, wants(wanted, 1), s.dtype()),
                           gradient_of(place, extra, wants(wanted, 2), s.dtype())};
+  const Queue queue(place);
   vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, rows("grad_output", grad_output),
                      {gradients[0].view, gradients[1].view, gradients[2].view}, extra, engine_of(place),
-                     stream_of(place));
+                     queue.stream());
   return {gradients[0].tensor, gradients[1].tensor, gradients[2].tensor};
 }
 

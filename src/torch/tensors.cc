@@ -70,19 +70,19 @@ CurrentStream find_current_stream() {
   return reinterpret_cast<CurrentStream>(symbol);
 }
 
-}  // namespace
-
-Place place_of(const Tensor& tensor) {
-  if (!tensor.is_cuda()) return {};
-  return {.cuda = true, .device = tensor.get_device_index()};
-}
-
 void* stream_of(const Place& place) {
   if (!place.cuda) return nullptr;
   static const CurrentStream current = find_current_stream();
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(current(place.device, &stream));
   return stream;
+}
+
+}  // namespace
+
+Place place_of(const Tensor& tensor) {
+  if (!tensor.is_cuda()) return {};
+  return {.cuda = true, .device = tensor.get_device_index()};
 }
 
 ConstTensorView view(const char* name, const Tensor& tensor) {
@@ -129,6 +129,19 @@ Tensor empty(const Place& place, std::span<const std::int64_t> shape, DType dtyp
       layout.dims(), layout.shape().data(), layout.strides().data(), code_of(dtype),
       place.cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), place.device, &handle));
   return Tensor(handle);
+}
+
+Queue::Queue(const Place& place) : place_(place), stream_(stream_of(place)) {}
+
+void* Queue::take(std::size_t bytes, void* /*stream*/) {
+  constexpr std::size_t kUnit = sizeof(float);
+  const std::array<std::int64_t, 1> shape{static_cast<std::int64_t>((bytes + kUnit - 1) / kUnit)};
+  taken_.push_back(empty(place_, shape, DType::float32));
+  return taken_.back().mutable_data_ptr();
+}
+
+void Queue::give_back(void* data, void* /*stream*/) noexcept {
+  std::erase_if(taken_, [data](const Tensor& tensor) { return tensor.const_data_ptr() == data; });
 }
 
 Gradient gradient_of(const Place& place, const ConstTensorView& of, bool wanted, DType otherwise) {

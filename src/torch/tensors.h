@@ -4,11 +4,13 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "vicus/device.h"
 #include "vicus/tensor.h"
 
 namespace vicus::binding {
@@ -23,8 +25,6 @@ struct Place {
   std::int32_t device = 0;
 };
 [[nodiscard]] Place place_of(const Tensor& tensor);
-/// PyTorch's current stream there; null for the CPU.
-[[nodiscard]] void* stream_of(const Place& place);
 
 /// View of a tensor that is read, of any strides; an absent tensor is an absent view. `name` is for errors:
 /// InvalidArgument on an element type the core does not know.
@@ -49,6 +49,22 @@ class Rows {
 
 /// A new tensor, contiguous, not initialised.
 [[nodiscard]] Tensor empty(const Place& place, std::span<const std::int64_t> shape, DType dtype);
+/// PyTorch's current stream at a place, null for the CPU, with scratch memory from PyTorch's allocator for the calls that this
+/// thread makes while the object lives.
+class Queue : public ScratchSource {
+ public:
+  explicit Queue(const Place& place);
+  [[nodiscard]] void* stream() const { return stream_; }
+
+  void* take(std::size_t bytes, void* stream) override;
+  void give_back(void* data, void* stream) noexcept override;
+
+ private:
+  Place place_;
+  void* stream_;
+  std::vector<Tensor> taken_;
+};
+
 /// A gradient like `of`, or an empty tensor of type `otherwise` where it is not wanted or there is nothing to
 /// differentiate.
 struct Gradient {
