@@ -148,7 +148,11 @@ struct GpuKernelPlan {
   bool hold = true;               ///< backward: the block's own rows stay in registers
   int stack_axis = 2;             ///< warpgroups: a query tile is cut along this axis into one box of each
   bool ping_pong = false;         ///< warpgroups: they take turns at the tensor cores
-  int key_parts = 1;              ///< warpgroups: blocks that share out the keys of a query tile; a kernel merges them
+  /// Warpgroups: blocks that share out the keys of a query tile, or the query heads of a group that meet a key tile; a kernel
+  /// merges what they leave in scratch memory.
+  int key_parts = 1;
+  /// Warpgroups: of tiles that differ in length (causal attention), those of so many heads take turns, the longest first.
+  int heads_in_turns = 1;
   int blocks_per_multiprocessor = 0;
   int shared_bytes = 0;
   std::int64_t blocks = 0;

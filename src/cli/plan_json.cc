@@ -96,6 +96,7 @@ Json to_json(const GpuKernelPlan& plan) {
     json["stack_axis"] = plan.stack_axis;
     json["ping_pong"] = plan.ping_pong;
     json["key_parts"] = plan.key_parts;
+    json["heads_in_turns"] = plan.heads_in_turns;
   } else {
     json["row_blocks"] = plan.row_blocks;
     json["turns"] = plan.turns;

@@ -55,7 +55,7 @@ std::string format(const char* pattern, Args... args) {
   return line.data();
 }
 
-std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
+std::string describe(const GpuKernelPlan& kernel, const char* name, int rank, const char* shared = "keys") {
   if (kernel.tile.rows == 0) return "";
   return format("%-8s %s, query tile %s of %d heads, key tile %s, %d rows in %d warps, %d in flight\n", name,
                 std::string(kernels_name(kernel.family)).c_str(), extent_text(kernel.tile.extent, rank).c_str(),
@@ -65,7 +65,7 @@ std::string describe(const GpuKernelPlan& kernel, const char* name, int rank) {
               ? format("         a warp takes %s queries and %s keys of a tile\n",
                        extent_text(kernel.warp_tile, rank).c_str(), extent_text(kernel.warp_keys, rank).c_str())
               : std::string()) +
-         (kernel.key_parts > 1 ? format("         keys in %d parts, merged afterwards\n", kernel.key_parts)
+         (kernel.key_parts > 1 ? format("         %s in %d parts, merged afterwards\n", shared, kernel.key_parts)
                                : std::string()) +
          format("         work ratio %.3f, %lld blocks, %d on a multiprocessor, %d bytes of shared memory\n",
                 kernel.work.ratio(), static_cast<long long>(kernel.blocks), kernel.blocks_per_multiprocessor,
@@ -90,8 +90,8 @@ std::string describe(const std::vector<TileCandidate>& candidates, int rank) {
 std::string describe(const GpuGradientPlan& plan, const char* queries, const char* keys, int rank) {
   if (plan.keys.tile.rows == 0) return "";
   const bool apart = plan.values.tile.rows > 0;
-  return describe(plan.queries, queries, rank) + describe(plan.keys, apart ? "dk" : keys, rank) +
-         describe(plan.values, "dv", rank) +
+  return describe(plan.queries, queries, rank) + describe(plan.keys, apart ? "dk" : keys, rank, "heads") +
+         describe(plan.values, "dv", rank, "heads") +
          format("scratch  %.4g MB for gradients%s\n", static_cast<double>(plan.scratch_bytes) * 1e-6,
                 plan.add_queries ? ", dq summed by the kernel for keys" : "");
 }

@@ -49,6 +49,9 @@ struct BackwardArgs : ForwardArgs {
   Bias grad_bias;                ///< of the relative bias, in its type
   Rows statistics;               ///< float32 scratch [B, *X, H, 2]: statistics.cuh
   Rows query_sums;               ///< float32 scratch [B, *X, H, D16], of boxes [B, H, *X, D16]: backward_convert.cu
+  Rows key_sums, value_sums;     ///< float32 scratch [parts, B, *X, Hkv, D16]: backward_convert_keys.cu
+  int key_parts = 1;             ///< blocks that share out the query heads of a tile of keys
+  long long key_rows = 0;        ///< B * X * Hkv
   int batch = 1, sequences = 1;  ///< packed: one batch entry, several sequences
 };
 

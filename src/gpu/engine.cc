@@ -81,6 +81,20 @@ int head_blocks(const ForwardArgs& args, const Spec& spec) {
   return args.heads_kv * geometry::ceil_div(args.heads / args.heads_kv, spec.tile_heads);
 }
 
+// A contiguous tensor [B, *X, Hkv, width] of keys.
+Rows key_scratch_rows(const Problem& p, void* data, std::int64_t width) {
+  Rows rows;
+  rows.data = data;
+  std::int64_t step = p.heads_kv * width;
+  for (int i = p.rank() - 1; i >= 0; --i) {
+    rows.token[3 - p.rank() + i] = step;
+    step *= p.dense() ? p.keys() : p.layout[i];
+  }
+  rows.head = width;
+  rows.batch = step;
+  return rows;
+}
+
 // A contiguous tensor [B, *X, H, width], or with `by_heads` [B, H, *X, width]: boxes of engine sm90.
 Rows scratch_rows(const Problem& p, void* data, std::int64_t width, bool by_heads = false) {
   Rows rows;
@@ -188,6 +202,8 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
       return args.work.tiles[2] * p.heads_kv * p.batch;
     case Kernel::convert:
       return blocks_for(rows * padded(p.head_dim) / 4, s.threads());
+    case Kernel::convert_keys:
+      return blocks_for(args.key_rows * (padded(p.head_dim) + padded(p.head_dim_v)) / 4, s.threads());
     case Kernel::bias:
       return grad_bias.numel();
     default:
@@ -229,7 +245,7 @@ void launch_all(const Loaded& kernels, const Backward& call, Args& args, const F
     const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
     if constexpr (std::is_same_v<Args, BackwardArgs>) {
       if (loads_boxes(spec.kernel)) {
-        launch_boxes(kernels, spec, in, grads.grad_output, out, args, grid.x);
+        launch_boxes(kernels, spec, plan, in, grads.grad_output, out, args, grid.x);
         continue;
       }
     }
@@ -270,12 +286,22 @@ void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
   Scratch scratch(g.scratch_bytes, call.stream);
   // Sums first: they are added to and read 16 bytes at a time.
   const std::int64_t width = g.add_queries ? padded(p.head_dim) : 0, rows = p.batch * p.queries() * p.heads;
+  float* next = static_cast<float*>(scratch.data());
   if (width > 0) {
     const bool boxes = g.keys.family == GpuKernels::warpgroups;
-    args.query_sums = scratch_rows(p, scratch.data(), width, boxes);
-    scratch.clear(g.scratch_bytes);
+    args.query_sums = scratch_rows(p, next, width, boxes);
+    next += rows * width;
+    scratch.clear(static_cast<std::size_t>(rows * width) * sizeof(float));
   }
-  args.statistics = scratch_rows(p, static_cast<float*>(scratch.data()) + rows * width, kStatistics);
+  args.key_parts = g.keys.key_parts;
+  args.key_rows = p.batch * p.keys() * p.heads_kv;
+  if (args.key_parts > 1) {
+    args.key_sums = key_scratch_rows(p, next, padded(p.head_dim));
+    next += args.key_parts * args.key_rows * padded(p.head_dim);
+    args.value_sums = key_scratch_rows(p, next, padded(p.head_dim_v));
+    next += args.key_parts * args.key_rows * padded(p.head_dim_v);
+  }
+  args.statistics = scratch_rows(p, next, kStatistics);
   launch_all(kernels, call, args, args);
 }
 

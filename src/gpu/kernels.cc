@@ -59,6 +59,7 @@ Kernels kernels_of(const Plan& plan, const Call& call) {
     if (call.grad_query && !summed) list.add(queries);
     if (call.grad_keys || summed) add(Kernel::sm90_keys);
     if (call.grad_values && g.backward.values.tile.rows > 0) add(Kernel::sm90_values);
+    if (g.backward.keys.key_parts > 1 && call.grad_keys) add(Kernel::convert_keys);
     if (summed) add(Kernel::convert);
     if (p.additional_tokens > 0 && call.grad_additional) add(Kernel::additional);
     if (rest && (call.grad_query || call.grad_keys)) add(Kernel::packed_rest);

@@ -304,10 +304,12 @@ bool plan_backward(Plan& plan) {
 
 std::size_t rows_of(const Problem& p) { return static_cast<std::size_t>(p.batch * p.queries() * p.heads); }
 
-/// Of gradients with tensor cores: two numbers of each query and head, and dQ where kernels of keys sum it.
+/// Of gradients with tensor cores: two numbers of each query and head, dQ where kernels of keys sum it, and dK and dV of each
+/// part of the heads where there are several.
 std::size_t gradient_bytes(const Problem& p, const GpuGradientPlan& gradients) {
   const int sums = gradients.add_queries ? padded(p.head_dim) : 0;
-  return rows_of(p) * static_cast<std::size_t>(2 + sums) * sizeof(float);
+  return rows_of(p) * static_cast<std::size_t>(2 + sums) * sizeof(float) +
+         head_parts_bytes(p, gradients.keys.key_parts);
 }
 
 /// Puts kernels of engine sm90 into the plan, where it is asked for or they are worth it.
@@ -333,6 +335,7 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
   if (chosen(boxes.tile.rows > 0, busy_pairs(plan, boxes), busy_pairs(plan, g.forward), forward_faster)) {
     g.forward_unboxed = g.forward;
     g.forward = boxes;
+    g.forward.heads_in_turns = heads_in_turns(plan, Kernel::sm90_forward);
     g.forward_scratch_bytes = parts_bytes(plan.problem, boxes.key_parts);
     plan.candidates = std::move(candidates);
     any = true;
@@ -354,6 +357,8 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     gradients.scratch_bytes = gradient_bytes(plan.problem, gradients);
     g.backward_unboxed = g.backward;
     g.backward = gradients;
+    g.backward.queries.heads_in_turns = heads_in_turns(plan, Kernel::sm90_queries);
+    g.backward.keys.heads_in_turns = heads_in_turns(plan, Kernel::sm90_keys);
     any = true;
   }
   if (!any) return;

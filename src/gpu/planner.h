@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gpu/spec.h"
 #include "vicus/plan.h"
 
 namespace vicus::gpu {
@@ -26,6 +27,12 @@ struct BoxPlan {
 
 /// Scratch for what parts of the keys give there, where there are several: outputs and logsumexps.
 [[nodiscard]] std::size_t parts_bytes(const Problem& problem, int parts);
+
+/// Scratch for dK and dV of parts of the query heads, where there are several.
+[[nodiscard]] std::size_t head_parts_bytes(const Problem& problem, int parts);
+
+/// GpuKernelPlan::heads_in_turns of a kernel of the plan.
+[[nodiscard]] int heads_in_turns(const Plan& plan, Kernel kernel);
 
 /// Pairs that a machine with no multiprocessor idle computes in the time of a forward pass, of either engine.
 [[nodiscard]] double busy_pairs(const Plan& plan, const GpuKernelPlan& forward);

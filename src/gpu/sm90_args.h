@@ -42,14 +42,40 @@ struct Divisor {
   [[nodiscard]] VICUS_GEOM int remainder(int n) const { return n - divide(n) * static_cast<int>(value); }
 };
 
-/// In which order tiles follow each other: along the axes, then heads, then cells (sequence x residue class).
+/// In which order tiles follow each other: along the axes, then heads, then cells (sequence x residue class). Of tiles that
+/// differ in length, those of several heads take turns, so that long ones come before short ones.
 struct TileOrder {
   Divisor tiles[3], step[3];  ///< along each axis, and how many tiles later the next one along it comes
   Divisor all;                ///< of a head in a cell
   Divisor head_blocks;        ///< of a cell
   Divisor group_blocks;       ///< of the query heads that share a head of keys
-  int group = 1;              ///< such heads
+  int group = 1;              ///< such heads; where several blocks share out those of a tile of keys, of one of them
+  Divisor turns;              ///< tiles of as many heads as take turns
+  Divisor heads, last_heads;  ///< such heads, and those that are left in the end
+  int full = 0;               ///< times that as many as `heads` take turns
+  int at_once = 0;            ///< blocks that begin together; others begin as those end
+
+  /// Of `count` heads of all cells, so many take turns.
+  VICUS_GEOM void take_turns(int count, int together) {
+    heads = Divisor(together);
+    last_heads = Divisor(count % together > 0 ? count % together : 1);
+    turns = Divisor(together * static_cast<int>(all.value));
+    full = count / together;
+  }
+  /// The number of the tile that comes n-th, with turns.
+  [[nodiscard]] VICUS_GEOM int nth(int n) const {
+    const int round = turns.divide(n), rest = n - round * static_cast<int>(turns.value);
+    const Divisor& of = round < full ? heads : last_heads;
+    const int tile = of.divide(rest), head = rest - tile * static_cast<int>(of.value);
+    return (round * static_cast<int>(heads.value) + head) * static_cast<int>(all.value) + tile;
+  }
 };
+
+/// Which tile a block takes in a round, where blocks stay on their multiprocessor: back and forth, so that none has the longest
+/// of each round.
+VICUS_GEOM int tile_of_round(int round, int block, int blocks) {
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
 
 struct Sm90Args {
   TensorMap query, key, value, additional_key, additional_value;

@@ -57,6 +57,9 @@ __device__ __forceinline__ TileIndex tile_index(const TileOrder& order, int n) {
   return tile;
 }
 
+// Tiles differ in length: in causal attention, and most along the causal axes of windows.
+constexpr bool kUneven = kDense ? kBandRight >= 0 && kBandLeft < 0 : kCausal[0] || kCausal[1] || kCausal[2];
+
 // A place in a ring of stages.
 template <int kCount>
 struct RingOf {

@@ -123,20 +123,24 @@ std::array<std::size_t, 3> axes_of(const ForwardArgs& args, const Spec& spec) {
   return axes;
 }
 
-// Of the tiles along the axes, or of `places` where sequences share those; an int counts them.
-TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places) {
+// Of the tiles along the axes, or of `places` where sequences share those; an int counts them, also `tiles`, of all cells, which
+// have as many `head_blocks` each.
+TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places, int head_blocks, std::int64_t tiles,
+                   int turns) {
   TileOrder order;
   int step = 1;
   for (const std::size_t a : axes_of(args, spec)) {
-    const int tiles = places > 0 && a == 2 ? places : std::max(args.work.tiles[a], 1);
-    order.tiles[a] = Divisor(tiles);
+    const int along = places > 0 && a == 2 ? places : std::max(args.work.tiles[a], 1);
+    order.tiles[a] = Divisor(along);
     order.step[a] = Divisor(step);
-    step *= tiles;
+    step *= along;
   }
   order.all = Divisor(step);
-  order.head_blocks = Divisor(args.work.head_blocks);
+  order.head_blocks = Divisor(head_blocks);
   order.group = args.heads / args.heads_kv;
-  order.group_blocks = Divisor(args.work.head_blocks / args.heads_kv);
+  order.group_blocks = Divisor(head_blocks / args.heads_kv);
+  const int heads = static_cast<int>(tiles / step);
+  order.take_turns(heads, std::clamp(turns, 1, std::max(heads, 1)));
   return order;
 }
 
@@ -163,7 +167,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   }
   const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
-  all.order = order_of(args, spec, all.places);
+  all.order = order_of(args, spec, all.places, args.work.head_blocks, tiles, plan.gpu.forward.heads_in_turns);
   Extent queries = spec.tile_q;
   queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
   Extent keys = spec.tile_kv;
@@ -205,18 +209,24 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
   kernels.launch(spec, {(rows + of_a_block - 1) / of_a_block, std::min(p.batch, kMostGridY)}, all);
 }
 
-void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
+void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
                   std::int64_t blocks) {
+  const GpuGradientPlan& gradients = plan.gpu.backward;
   const bool of_keys = has_boxes_of_keys(spec.kernel);
+  const int parts = spec.key_parts ? args.key_parts : 1, head_blocks = args.work.head_blocks * parts;
   Sm90BackwardArgs all;
   int places = 0;
   if (spec.packed) {
     places = places_before(of_keys ? args.keys : args.len[2], args.sequences, spec.tile_q[2]);
     blocks = std::int64_t{places} * args.work.head_blocks;
   }
+  blocks *= parts;
   require_countable("tiles of keys or queries", blocks);
-  all.order = order_of(args, spec, places);
+  all.order =
+      order_of(args, spec, places, head_blocks, blocks, (of_keys ? gradients.keys : gradients.queries).heads_in_turns);
+  all.order.at_once = plan.gpu.device.multiprocessors * spec.min_blocks;
+  all.order.group /= parts;
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
   Extent rows = spec.tile_q;
   rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
@@ -242,6 +252,8 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs
   all.backward = args;
   if (spec.kernel == Kernel::sm90_values) all.backward.grad_key = {};
   if (spec.sums_keys_alone()) all.backward.grad_value = {};
+  if (!all.backward.grad_key.data) all.backward.key_sums = {};
+  if (!all.backward.grad_value.data) all.backward.value_sums = {};
   kernels.launch(spec, blocks, all);
 }
 

@@ -30,7 +30,7 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& proble
                   const KeyParts& parts);
 
 /// The same of a kernel for gradients, `blocks` of its rows. Throws Unsupported too for more rows of statistics.
-void launch_boxes(const Loaded& kernels, const Spec& spec, const AttentionInputs& in,
+void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
                   std::int64_t blocks);
 

@@ -347,7 +347,34 @@ struct Attend {
     return store_row<kWidth>(sums, half, factor, box_has(smem.rows.tile, row, position), at);
   }
 
+  // Sums of one of several parts of the heads: backward_convert_keys.cu has their order.
+  template <int kWidth>
+  __device__ __forceinline__ void store_part(const float (&sums)[kWidth / 2], const Rows& to, int half) {
+    constexpr int kPadded = (kWidth + 15) / 16 * 16;
+    const int row = first_row() + 8 * half;
+    const Position position = position_of(row);
+    if (to.data == nullptr || !box_has(smem.rows.tile, row, position)) return;
+    const long long first = smem.rows.part * args.key_rows * kPadded;
+    float* const at = static_cast<float*>(to.data) + first +
+                      place(to, smem.rows.cell, smem.rows.cell.first_key).row(position, smem.rows.tile.head);
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; n += 2) {
+      const int i = 4 * n + 2 * half;
+      const bool last = n + 1 == kWidth / 8;  // half of the features are none
+      *reinterpret_cast<float4*>(at + 8 * n + threadIdx.x % 4 * 4) =
+          float4{sums[i], sums[i + 1], last ? 0.0f : sums[i + (last ? 0 : 4)], last ? 0.0f : sums[i + (last ? 0 : 5)]};
+    }
+  }
+
   __device__ __forceinline__ void finish(const Sm90BackwardArgs& all) {
+    if constexpr (kKeyParts) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if constexpr (kSumsFirst) store_part<kHeadDim>(p.first_out, args.key_sums, half);
+        if constexpr (kSumsSecond) store_part<kHeadDimV>(p.second_out, args.value_sums, half);
+      }
+      return;
+    }
     constexpr float kLn2 = 0.693147180559945309f;
     const float first_factor = args.scale_log2 * kLn2;
     u32 wrong[2];

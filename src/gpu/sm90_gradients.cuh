@@ -4,7 +4,8 @@
 // rows and columns alike there are the tensors of the first product (query, key) and of the second one (gradient of the
 // output, value). Constants of the prologue, besides those of sm90_boxes.cuh, where kTileQ is the box of rows and kTileKv
 // that of columns: kOfKeys (rows are keys), kSumsFirst and kSumsSecond (what is summed of the columns of the first product:
-// dQ or dK; of the second one: dV), kSecondStages, kAddQueries (keys also sum dQ), kSharedBytes.
+// dQ or dK; of the second one: dV), kSecondStages, kAddQueries (keys also sum dQ), kKeyParts (several blocks share out the
+// query heads that meet the same keys, and leave sums of their own), kSharedBytes.
 //
 // Where head dims are long, dK and dV have kernels of their own, and the columns of the two products come and go apart:
 // kSecondStages of the second one, kStages of the first. Otherwise kSecondStages is 0, and a stage has both.
@@ -73,8 +74,10 @@ struct ColumnTile {
 // The rows of a block.
 struct RowTile {
   Cell cell;
-  QueryTile tile;  // of rows, whatever they are
-  int group;       // heads that share a head of keys
+  QueryTile tile;             // of rows, whatever they are
+  int first_head, past_head;  // of queries, that meet rows of keys
+  int part;                   // of the heads that share a head of keys: kKeyParts
+  bool backwards;             // columns are met from the last to the first
 };
 
 constexpr int kRowSlabs = kWarpgroups * (kSlabs + (kSumsFirst ? kValueSlabs : 0));
@@ -124,11 +127,16 @@ __device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
   const BackwardArgs& args = all.backward;
   RowTile rows;
   // The longest first: later queries see more keys, earlier keys are seen by more queries.
-  TileIndex index = tile_index<kOfQueries>(all.order, static_cast<int>(blockIdx.x));
-  rows.group = all.order.group;
-  rows.tile.head = index.head_block;
+  const int block = static_cast<int>(blockIdx.x);
+  TileIndex index = tile_index<kOfQueries>(all.order, kUneven && !kCrowd ? all.order.nth(block) : block);
+  const bool whole = kOfKeys && !kKeyParts;
+  rows.tile.kv_head = whole ? index.head_block : all.order.group_blocks.divide(index.head_block);
+  rows.tile.head = kOfKeys ? rows.tile.kv_head : index.head_block;
   rows.tile.heads = 1;
-  rows.tile.kv_head = kOfKeys ? rows.tile.head : all.order.group_blocks.divide(rows.tile.head);
+  rows.first_head = index.head_block * all.order.group;
+  rows.past_head = rows.first_head + all.order.group;
+  rows.backwards = kOfKeys && kDense && kUneven && block < all.order.at_once;
+  rows.part = index.head_block - rows.tile.kv_head * static_cast<int>(all.order.group_blocks.value);
   CellPlace cell = cell_place(args, index.cell);
   if constexpr (kPacked) {
     const auto [sequence, tile] =
@@ -170,7 +178,8 @@ __device__ __forceinline__ void note_columns(const BackwardArgs& args, Smem& sme
   }
   smem.met = met;
   // Without rows there is nothing to do; where threads returned instead, those that load spilled.
-  smem.tiles = rows.tile.box.empty() ? 0 : column_tiles(met, args.additional) * (kOfKeys ? rows.group : 1);
+  smem.tiles =
+      rows.tile.box.empty() ? 0 : column_tiles(met, args.additional) * (kOfKeys ? rows.past_head - rows.first_head : 1);
   for (int w = 0; w < kWarpgroups && !kAlwaysMasked; ++w) {
 #pragma unroll
     for (int a = kFirstAxis; a < 3; ++a) {
@@ -198,18 +207,29 @@ __device__ __forceinline__ void note_seen(Smem& smem, const RowTile& rows) {
   }
 }
 
-// The walk over the tiles of columns of a block: of all heads.
+// The walk over the tiles of columns of a block. Blocks of keys that work together are to load, and add to, the same queries at
+// the same time, or those do not stay in the second cache: heads of a group take turns at each place. In causal attention those
+// that begin together do so with the last queries, which all of them meet. Others begin as blocks of fewer queries end, the
+// block of the first keys first: each with its first query is where those before it have come to. Of long head dims the thread
+// that loads has no registers for that: one head after the other.
 struct ColumnWalk {
+  static constexpr bool kByPlaces = kOfKeys && !kApart, kMayTurn = kByPlaces && kDense && kUneven;
   KeyWalk walk;
   int head;
   __device__ __forceinline__ void begin(const Smem& smem) {
-    const QueryTile& rows = smem.rows.tile;
-    head = kOfKeys ? rows.head * smem.rows.group : rows.kv_head;
+    const RowTile& rows = smem.rows;
+    head = kOfKeys ? rows.first_head : rows.tile.kv_head;
     walk.begin(smem.met);
+    if (kMayTurn && rows.backwards) walk.origin.at[2] += (key_tiles_of(smem.met.axis[2], 2) - 1) * kTileKv[2];
   }
   __device__ __forceinline__ void next(const Smem& smem) {
-    walk.next(smem.met);
-    if (kOfQueries || !walk.additional) return;
+    if constexpr (kByPlaces) {
+      if (++head < smem.rows.past_head) return;
+      head = smem.rows.first_head;
+    }
+    if (kMayTurn && smem.rows.backwards) walk.origin.at[2] -= kTileKv[2];
+    else walk.next(smem.met);
+    if (kOfQueries || kByPlaces || !walk.additional) return;
     walk.additional = false;  // it has begun again
     for (int a = kFirstAxis; a < 3; ++a) walk.origin.at[a] = smem.met.axis[a].begin;
     ++head;

@@ -23,13 +23,7 @@ namespace {
 
 constexpr int kRows = 64;  // of a warpgroup
 constexpr int kMostHeadDim = 256, kUnit = 8;
-/// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
-/// makes a tile `masked` times as slow, and `awkward` times more where its lines differ by eights of keys (sm90_mask.cuh,
-/// keys_in).
-struct Costs {
-  double tile, skip, rows, masked, awkward;
-};
-constexpr Costs kInTurn = {42, 10, 300, 1.22, 1.1}, kInCrowd = {69, 0, 134, 1, 1};
+constexpr Costs kInCrowd = {69, 0, 134, 1, 1};
 constexpr Costs kGradientsInTurn = {42, 10, 300, 1.35, 1}, kGradientsInCrowd = {42, 0, 222, 1, 1};
 /// Of warpgroups beside each other along the last axis, forward: tiles follow each other along it, and longer ones share fewer
 /// keys at a time.
@@ -38,6 +32,10 @@ constexpr double kSideBySide = 1.07;
 /// as long as so many keys on one.
 constexpr int kMostParts = 128;
 constexpr double kMergeKeys = 1450, kByteKeys = 1.0 / 150;
+/// The same of parts of the query heads that meet a tile of keys, in columns of gradients.
+constexpr double kMergeHeads = 500, kByteHeads = 1.0 / 100;
+/// Blocks whose longest has so many times the tiles of the mean differ in length.
+constexpr double kUnevenBlocks = 1.3;
 /// Pairs of tiles for each of the mask, up to which one kernel for all gradients is faster than two.
 constexpr double kMostAdding = 2;
 
@@ -196,8 +194,26 @@ class BoxSearch {
       const double longest = even ? 1 : std::ceil(tiles / parts) * parts / tiles_of_block;
       return slowness * idle * (longest * work + blocks * parts * costs.rows) + merge;
     };
+    // Of keys: several blocks may share out the heads of a group. Long blocks come first.
+    const auto cost_of_heads = [&](int parts) {
+      const double places = multiprocessors * shape.blocks, waves = blocks * parts / places;
+      const double most = n.most * static_cast<double>(group);
+      const bool uneven = most > kUnevenBlocks * tiles_of_block;
+      const double idle = waves > 0 ? (uneven ? std::max(most / tiles_of_block, waves) : std::ceil(waves)) / waves : 1;
+      const double merge =
+          parts == 1 ? 0
+                     : multiprocessors * kMergeHeads + kByteHeads * static_cast<double>(head_parts_bytes(p_, parts));
+      return slowness * (idle * work + blocks * parts * costs.rows) + merge;
+    };
+    const bool shared = of_keys() && group > 1;
     k.key_parts = 1;
-    double cost = cost_of(1);
+    double cost = shared ? cost_of_heads(1) : cost_of(1);
+    const bool strict = plan_.backward.options.memory == MemoryPreference::strict;
+    for (int parts = 2; shared && !crowd && !strict && parts <= group; ++parts) {
+      if (group % parts != 0 || cost_of_heads(parts) >= cost) continue;
+      cost = cost_of_heads(parts);
+      k.key_parts = parts;
+    }
     // Three warpgroups have too few registers for that with three axes.
     const bool divisible = forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
     const bool worthwhile = divisible && least_cost(2) + multiprocessors * kMergeKeys < cost;
@@ -298,6 +314,11 @@ std::size_t parts_bytes(const Problem& p, int parts) {
   return rows * static_cast<std::size_t>(p.head_dim_v + 1) * sizeof(float);
 }
 
+std::size_t head_parts_bytes(const Problem& p, int parts) {
+  const auto rows = static_cast<std::size_t>(p.batch * p.keys() * p.heads_kv * (parts > 1 ? parts : 0));
+  return rows * static_cast<std::size_t>(padded(p.head_dim) + padded(p.head_dim_v)) * sizeof(float);
+}
+
 double busy_pairs(const Plan& plan, const GpuKernelPlan& forward) {
   // Of short windows, calls are little more than the start of a kernel, whatever is idle.
   constexpr double kLong = 512;
@@ -338,6 +359,7 @@ GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   gradients.queries = BoxSearch(plan, Kernel::sm90_queries).run({}, {}).best;
   const bool apart = gradients.keys.second_stages > 0;
   if (apart) gradients.values = BoxSearch(plan, Kernel::sm90_values).run({}, {}).best;
+  gradients.values.key_parts = gradients.keys.key_parts;
   if (gradients.queries.tile.rows == 0 || (apart && gradients.values.tile.rows == 0)) return {};
   return gradients;
 }

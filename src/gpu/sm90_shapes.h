@@ -22,8 +22,8 @@ struct BoxShape {
 };
 inline constexpr BoxShape kForwardShapes[] = {
     {64, 3, 48, 128, 2, true, 1.0},
-    {64, 2, 48, 176, 2, false, 1.1},
-    {64, 1, 48, 176, 2, false, 1.4},
+    {64, 2, 48, 176, 2, false, 1.18},
+    {64, 1, 48, 176, 2, false, 1.6},
     {64, 1, 32, 80, 2, false, 1.11, 512, 0, 4},
     {64, 1, 96, 112, 2, false, 1.11, 512, 0, 3},
     {128, 2, 48, 176, 2, true, 1.0},
@@ -61,6 +61,14 @@ inline constexpr BoxShape kAddingShapes[] = {
     {64, 2, 128, 128, 3, false, 1.0},
     {128, 2, 64, 64, 3, false, 1.0},
 };
+
+/// In columns: what a tile costs besides its products, what it costs to step over one, and what a tile of rows costs. A mask
+/// makes a tile `masked` times as slow, and `awkward` times more where its lines differ by eights of keys (sm90_mask.cuh,
+/// keys_in).
+struct Costs {
+  double tile, skip, rows, masked, awkward;
+};
+inline constexpr Costs kInTurn = {42, 10, 300, 1.22, 1.1};  // forward, but for crowds
 
 inline std::span<const BoxShape> box_shapes(Kernel kernel, bool adds) {
   if (adds) return kAddingShapes;

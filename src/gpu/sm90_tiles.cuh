@@ -19,10 +19,6 @@ struct TilePlace {
   int head, heads, kv_head;
 };
 
-// Tiles differ in length: in causal attention, and most along the causal axes of windows.
-constexpr bool kUnevenWindows = !kDense && (kCausal[0] || kCausal[1] || kCausal[2]);
-constexpr bool kUneven = kUnevenWindows || (kDense && kBandRight >= 0 && kBandLeft < 0);
-
 __device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
   const ForwardArgs& args = all.forward;
   const TileIndex tile = tile_index<true>(all.order, block);
@@ -128,20 +124,6 @@ __device__ __forceinline__ void take_part(Job& job, int part, int parts) {
   job.key_tiles = each + (part < more);
 }
 
-// The n-th tile that is computed. Uneven ones go by length, the longest first, of so many heads together that a few tiles of
-// each are computed at a time and read the same keys; of windows, of two heads: keys of more would not stay in the second
-// cache.
-__device__ __forceinline__ int nth_block(const Sm90Args& args, int n) {
-  if (!kUneven || kCrowd) return n;
-  const int tiles = static_cast<int>(args.order.all.value);
-  const int heads = args.tiles / tiles;  // of all cells
-  const int wanted = kUnevenWindows ? 2 : geometry::hi(static_cast<int>(gridDim.x) / 12, 1);
-  const int together = geometry::lo(wanted, heads);
-  const int group = n / (tiles * together), first = group * together, rest = n - first * tiles;
-  const int size = geometry::lo(together, heads - first);
-  return (first + rest % size) * tiles + rest / size;
-}
-
 // The keys or values of a tile, and the additional ones.
 template <int kBoxSlabs>
 __device__ __forceinline__ void load_keys(const TensorMap& map, const TensorMap& additional_map, const u16* to,
@@ -224,13 +206,12 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     smem.job[w][parity] = job;
   };
   const int grid = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x);
-  // Back and forth, so that no block has the longest tile of each round.
   const int parts = kKeyParts ? args.parts : 1, blocks = args.tiles * parts;
   for (int round = 0; round * grid < blocks; ++round) {
-    const int n = round * grid + (round % 2 == 0 ? first : grid - 1 - first);
+    const int n = tile_of_round(round, first, grid);
     if (n >= blocks) continue;
     Job job;
-    job.place = place_of(args, nth_block(args, n / parts));
+    job.place = place_of(args, kUneven && !kCrowd ? args.order.nth(n / parts) : n / parts);
     const Cell cell = make_cell(f, job.place.cell);
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;

@@ -327,6 +327,7 @@ jit::Source source_of(const Spec& spec) {
                                  "backward_keys.cu",
                                  "backward_keys.cu",
                                  "backward_convert.cu",
+                                 "backward_convert_keys.cu",
                                  "backward_bias.cu",
                                  "sm90_forward.cu",
                                  "sm90_backward.cu",

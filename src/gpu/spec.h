@@ -21,6 +21,7 @@ enum class Kernel : std::uint8_t {
   keys,
   additional,
   convert,
+  convert_keys,  // of dK and dV that several blocks have summed
   bias,
   // By boxes and warpgroups.
   sm90_forward,
@@ -93,7 +94,7 @@ struct Spec {
   int lanes = 0;          // merge: of a row
   int second_stages = 0;  // gradients by boxes: GpuKernelPlan
   // Boxes: the axis along which warpgroups' boxes lie side by side, whether warpgroups take turns, and whether several
-  // blocks share out the keys of a tile of queries.
+  // blocks share out the keys of a tile of queries, or the query heads of a tile of keys.
   int stack_axis = 2;
   bool ping_pong = false, key_parts = false;
 
@@ -111,6 +112,10 @@ struct Spec {
   /// Kernels for queries whose rows are short of work make delta, too.
   [[nodiscard]] bool makes_statistics() const {
     return kernel == Kernel::sm90_queries ? crowd() : kernel == Kernel::queries && meets_parts();
+  }
+  /// Tiles differ in length: kUneven of sm90_boxes.cuh.
+  [[nodiscard]] bool uneven() const {
+    return dense ? band_right >= 0 && band_left < 0 : causal[0] || causal[1] || causal[2];
   }
   [[nodiscard]] bool meets_parts() const { return warp_q != tile_q || warp_kv != tile_kv; }
 };

@@ -212,22 +212,25 @@ struct RowIndex {
     return at;
   }
 };
-template <class Int>
+template <bool kOfKey, class Int>
 __device__ __forceinline__ RowIndex row_index_of(const ForwardArgs& args, Int index) {
   RowIndex row;
-  row.head = static_cast<int>(index % static_cast<Int>(args.heads));
-  index /= static_cast<Int>(args.heads);
+  const Int heads = static_cast<Int>(kOfKey ? args.heads_kv : args.heads);
+  row.head = static_cast<int>(index % heads);
+  index /= heads;
   for (int a = 2; a >= kFirstAxis; --a) {
-    row.token[a] = static_cast<int>(index % static_cast<Int>(args.len[a]));
-    index /= static_cast<Int>(args.len[a]);
+    const Int length = static_cast<Int>(kOfKey && kDense ? args.keys : args.len[a]);
+    row.token[a] = static_cast<int>(index % length);
+    index /= length;
   }
   row.batch = static_cast<long long>(index);
   return row;
 }
+template <bool kOfKey = false>
 __device__ __forceinline__ RowIndex row_index(const ForwardArgs& args, long long index) {
   // Divisions of 64 bits take a hundred instructions each.
-  if (index >> 32 == 0) return row_index_of(args, static_cast<u32>(index));
-  return row_index_of(args, static_cast<u64>(index));
+  if (index >> 32 == 0) return row_index_of<kOfKey>(args, static_cast<u32>(index));
+  return row_index_of<kOfKey>(args, static_cast<u64>(index));
 }
 
 // Key `c` of a box of kExtent1 by kExtent2 keys a plane that starts at `origin`.

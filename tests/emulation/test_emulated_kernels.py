@@ -87,6 +87,15 @@ SUMMED = [
     ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), dim=128)),
     ("3d, narrow", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), heads=4, kv=2, dim=64, **f16)),
 ]
+# Where several blocks share out the query heads that meet the same keys.
+GROUPED = [
+    ("causal", dense(300, 290, "bottom_right", heads=6, kv=2, batch=1, dim=128)),
+    ("full", dense(150, 230, heads=4, kv=1, dim=40, dim_v=24, **f16)),
+    ("1d, dilated", na((300,), 131, step=3, dilation=3, causal=1, heads=8, kv=2, dim=88)),
+    ("2d", na((20, 21), (17, 19), (2, 1), causal=(0, 1), heads=4, kv=1, dim=128)),
+    ("3d", na((6, 9, 11), (5, 7, 9), (1, 2, 1), causal=(1, 0, 0), heads=4, kv=2, batch=1, dim=128, **f16)),
+    ("wide", dense(150, 190, "top_left", heads=3, kv=1, batch=1, dim=192, dim_v=256)),
+]
 TILES = [
     (na((40, 50), 15, dim=64, heads=1), (1, 24, 8), (1, 8, 16)),
     (na((40, 50), 15, dim=64, heads=1, **f16), (1, 4, 32), (1, 11, 16)),
@@ -182,6 +191,18 @@ def test_sums_of_engine_sm90(elsewhere, case):
     elsewhere(emulated.check, case, "sm90", deterministic=False, expected=("sm90_backward", "convert"))
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("case", cases(GROUPED))
+def test_groups_in_parts(elsewhere, case, deterministic):
+    elsewhere(emulated.check, case, "sm90", deterministic, expected=("sm90_backward", "convert_keys"))
+
+
+@pytest.mark.parametrize("case", cases(GROUPED[:2]))
+def test_groups_on_two_multiprocessors(on_two_multiprocessors, case):
+    """Where most blocks begin as others end."""
+    on_two_multiprocessors(emulated.check, case, "sm90", deterministic=False, expected=("sm90_backward",))
+
+
 @pytest.mark.parametrize(("problem", "queries", "keys"), TILES)
 def test_tiles_of_engine_sm90(elsewhere, problem, queries, keys):
     case = Case("tile", problem)
@@ -248,6 +269,13 @@ def test_keys_outside_a_window_have_no_influence_in_parts(elsewhere):
     tiles = {"tile_q": (1, 8, 8), "tile_kv": (1, 6, 8)}
     case = Case("2d", na((24, 25), (20, 21), heads=1, batch=1))
     elsewhere(emulated.check_outside, case, "sm90", expected=PARTS, **tiles)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_keys_outside_a_window_have_no_influence_in_groups(elsewhere, deterministic):
+    case = Case("causal", dense(150, 150, "top_left", heads=4, kv=1))
+    kernels = ("sm90_backward", "convert_keys")
+    elsewhere(emulated.check_outside, case, "sm90", deterministic, expected=kernels)
 
 
 def test_large_logits(elsewhere):

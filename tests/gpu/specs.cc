@@ -180,7 +180,7 @@ void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& 
 // Problems of engine sm90, some with tiles.
 struct BoxCase : Case {
   std::array<int, 3> tile_q{}, tile_kv{};
-  bool crowd = false;  // several blocks on a multiprocessor
+  bool crowd = false, parts = false;  // several blocks on a multiprocessor
 };
 
 std::vector<BoxCase> box_cases() {
@@ -283,6 +283,19 @@ std::vector<BoxCase> box_cases() {
         Neighborhood{.kernel_size = {4, 9, 8}, .stride = {2, 1, 3}, .dilation = {1, 2, 1}, .is_causal = {0, 1, 1}}, 9);
   }
   for (std::size_t i = first_crowd; i < list.size(); ++i) list[i].problem.batch = 32;
+  // By blocks that share out the query heads of a group.
+  const std::size_t first_parts = list.size();
+  for (const auto& [d, dv] : {std::pair(64, 64), std::pair(40, 24), std::pair(128, 96), std::pair(256, 256)}) {
+    for (const Dense& mask : {full, causal, sliding, packed, padded}) add(d, dv, {500}, mask);
+    add(d, dv, {900}, Neighborhood{.kernel_size = 199, .stride = 7, .dilation = 3, .is_causal = 1});
+    add(d, dv, {31, 45}, Neighborhood{.kernel_size = {20, 33}, .stride = {4, 3}, .is_causal = {0, 1}});
+    add(d / 16 * 16, dv / 16 * 16, {9, 15, 17}, Neighborhood{.kernel_size = {5, 9, 12}, .is_causal = {1, 0, 0}});
+  }
+  for (std::size_t i = first_parts; i < list.size(); ++i) {
+    list[i].problem.batch = list[i].problem.heads_kv = 1;
+    list[i].problem.heads = 24;
+    list[i].parts = true;
+  }
   add(128, 128, {256, 256}, Neighborhood{.kernel_size = 80});
   add(128, 128, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}});
   for (const auto& [d, dv] : {std::pair(192, 192), std::pair(160, 200), std::pair(64, 256)}) {
@@ -314,6 +327,8 @@ void compile_boxes(const BoxCase& c, const GpuTarget& target) {
     };
     run(gpu::Kernel::sm90_keys, gradients.keys.work.ratio());
     if (gradients.values.tile.rows > 0) run(gpu::Kernel::sm90_values, gradients.values.work.ratio());
+    if (gradients.keys.key_parts > 1) run(gpu::Kernel::convert_keys, 1);
+    else if (c.parts) throw std::logic_error(c.name + " has no parts");
     if (gradients.add_queries) run(gpu::Kernel::convert, 1);
     else run(gpu::Kernel::sm90_queries, gradients.queries.work.ratio());
   }

@@ -240,7 +240,7 @@ TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   EXPECT_EQ(of_queries.order.all.value, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
   EXPECT_EQ(of_keys.order.all.value, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
   EXPECT_EQ(launches[0].grid[0], of_queries.order.all.value * problem.heads);
-  EXPECT_EQ(launches[1].grid[0], of_keys.order.all.value * problem.heads_kv);
+  EXPECT_EQ(launches[1].grid[0], of_keys.order.all.value * problem.heads_kv * plan.keys.key_parts);
   EXPECT_EQ(of_keys.backward.cumulative_queries, in.cumulative_queries.data());
   EXPECT_EQ(of_keys.backward.cumulative_keys, in.cumulative_keys.data());
   EXPECT_EQ(of_keys.backward.sequences, kSequences);
@@ -252,7 +252,9 @@ TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   run(true);
   ASSERT_EQ(launched("sm90_backward").size(), 2U);
   const FakeLaunch keys = launched("sm90_backward")[1];
-  EXPECT_EQ(keys.grid[0], blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv)) << "padding too";
+  EXPECT_EQ(keys.grid[0], blocks(kBatch, 900, used.gpu.backward.keys.kv_tile[2], problem.heads_kv) *
+                              static_cast<unsigned>(used.gpu.backward.keys.key_parts))
+      << "padding too";
   EXPECT_EQ(args_of<gpu::Sm90BackwardArgs>(keys).backward.key_lengths, at(7));
   EXPECT_TRUE(launched("packed_rest").empty());
 }

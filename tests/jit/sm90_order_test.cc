@@ -1,6 +1,7 @@
 // In which order blocks of engine sm90 take tiles: divisions by known divisors, and what a launch is told.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <random>
 #include <set>
@@ -17,6 +18,7 @@
 namespace vicus {
 namespace {
 
+using vicus::testing::dense_problem;
 using vicus::testing::kH100;
 using vicus::testing::problem_of;
 using vicus::testing::Tensor;
@@ -83,8 +85,72 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
   }
 }
 
-// In which order blocks of the kernel for keys go through the axes.
-std::array<unsigned, 3> steps_of_gradients(Problem problem) {
+TEST(Order, HeadsTakeTurns) {
+  for (const auto& [tiles, heads, turns] : {std::array{5, 7, 3}, {5, 6, 3}, {1, 9, 4}, {4, 3, 8}, {6, 1, 1}}) {
+    gpu::TileOrder order;
+    order.all = gpu::Divisor(tiles);
+    order.take_turns(heads, turns);
+    std::vector<int> all;
+    for (int n = 0; n < tiles * heads; ++n) {
+      const int tile = order.nth(n), head = tile / tiles, first = n / (tiles * turns) * turns;
+      EXPECT_GE(head, first);
+      EXPECT_LT(head, first + turns);
+      if (n % (tiles * turns) != 0) {
+        EXPECT_GE(tile % tiles, all.back() % tiles) << "long ones first";
+      }
+      all.push_back(tile);
+    }
+    std::sort(all.begin(), all.end());
+    for (int n = 0; n < tiles * heads; ++n) EXPECT_EQ(all.at(static_cast<std::size_t>(n)), n) << "each once";
+  }
+}
+
+Problem causal(std::int64_t tokens, std::int64_t head_dim, std::int64_t batch, std::int64_t heads,
+               std::int64_t heads_kv) {
+  Problem p = dense_problem(tokens, tokens, {.causal = Causal::top_left});
+  p.head_dim = p.head_dim_v = head_dim;
+  p.batch = batch;
+  p.heads = heads;
+  p.heads_kv = heads_kv;
+  return p;
+}
+
+TEST(Order, NoBlockHasMuchMoreThanOthers) {
+  for (const Problem& p : {causal(4096, 64, 2, 32, 4), causal(4096, 64, 4, 16, 16), causal(2048, 64, 8, 16, 16),
+                           causal(1024, 64, 16, 16, 16), causal(1024, 128, 16, 16, 16), causal(16384, 64, 2, 16, 16)}) {
+    const gpu::Sm90Args args = told_forward(p);
+    const int tiles = args.forward.work.tiles[2], blocks = kH100.multiprocessors;
+    double most = 0, all = 0;
+    for (int block = 0; block < blocks; ++block) {
+      double work = 0;
+      for (int round = 0; round * blocks < args.tiles; ++round) {
+        const int n = gpu::tile_of_round(round, block, blocks);
+        if (n < args.tiles) work += 1 + tiles - args.order.nth(n) % tiles;
+      }
+      most = std::max(most, work);
+      all += work;
+    }
+    EXPECT_LT(most * blocks / all, 1.06) << p.queries() << " tokens, D " << p.head_dim;
+  }
+}
+
+TEST(Order, HowManyHeadsTakeTurns) {
+  const auto turns = [](const Problem& p) {
+    const GpuPlan g = choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu;
+    return std::array{g.forward.heads_in_turns, g.backward.keys.heads_in_turns};
+  };
+  Problem full = causal(4096, 128, 4, 16, 16);
+  std::get<Dense>(full.mask).causal = Causal::none;
+  EXPECT_EQ(turns(full), (std::array{1, 1}));
+  EXPECT_EQ(turns(problem_of({64, 64}, {.kernel_size = 40, .is_causal = {1, 0}}, 128)), (std::array{2, 1}));
+  EXPECT_EQ(turns(causal(16384, 128, 2, 16, 16)), (std::array{11, 4})) << "as measured: notes/sm90_backward.md";
+  EXPECT_EQ(turns(causal(16384, 128, 1, 32, 8))[1], 1) << "four heads of queries at a time";
+  EXPECT_EQ(turns(causal(4096, 128, 1, 64, 8))[1], 4) << "blocks are few";
+  EXPECT_EQ(turns(causal(512, 128, 32, 16, 16))[0], 11) << "tiles are few";
+}
+
+// What the kernel for keys of a problem with one head is told.
+gpu::Sm90BackwardArgs told_keys(Problem problem) {
   problem.batch = problem.heads = problem.heads_kv = 1;
   const Plan plan = choose_plan(problem, {.engine = Engine::sm90, .gpu = kH100});
   const Problem& p = plan.problem;
@@ -98,8 +164,14 @@ std::array<unsigned, 3> steps_of_gradients(Problem problem) {
              &stream);
   });
   EXPECT_EQ(args.size(), 1U);
-  const auto& step = args.at(0).order.step;
-  return {step[0].value, step[1].value, step[2].value};
+  return args.at(0);
+}
+
+// In which order its blocks go through the axes.
+std::array<unsigned, 3> steps_of_gradients(const Problem& problem) {
+  const gpu::TileOrder order = told_keys(problem).order;
+  EXPECT_EQ(order.at_once, kH100.multiprocessors);
+  return {order.step[0].value, order.step[1].value, order.step[2].value};
 }
 
 TEST(Order, GradientsBeginWithAxesWhoseNeighborsShareMost) {
