@@ -268,17 +268,23 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warm-seconds", type=float, default=100.0, help="limit of compiling ahead; 0: do not")
     parser.add_argument("--resume", action="store_true", help="keep what the result file holds of these very kernels")
     parser.add_argument("--warm", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--problems", type=Path, default=HERE / "problems_gpu.json")
-    parser.add_argument("--out", type=Path, help="default: results/<gpu>/bench.json, nothing with --quick or --only")
+    parser.add_argument("--survey", action="store_true", help="shapes of many models, to find where a peer is ahead")
+    parser.add_argument("--problems", type=Path, help="default: problems_gpu.json, or problems_survey.json")
+    parser.add_argument(
+        "--out", type=Path, help="default: results/<gpu>/bench.json, or survey.json; nothing with --quick or --only"
+    )
     arguments = parser.parse_args(given)
     arguments.samples = 5 if arguments.quick else 11
+    arguments.kind = "survey" if arguments.survey else "bench"
+    arguments.problems = arguments.problems or HERE / f"problems_{'survey' if arguments.survey else 'gpu'}.json"
+    arguments.no_host = arguments.no_host or arguments.survey
     return arguments
 
 
 def main() -> int:
     arguments = parse_arguments()
     told = json.loads(arguments.problems.read_text())
-    every = told["problems"]
+    every = [{**told.get("defaults", {}), **problem} for problem in told["problems"]]
     problems = [p for p in every if arguments.only in p["name"]]
     if not problems:
         raise SystemExit(f"bench: --only is {arguments.only}; allowed: part of a name in {arguments.problems.name}")
@@ -298,7 +304,7 @@ def main() -> int:
     report = gpu_evidence.provenance()
     keeps = bool(arguments.out or arguments.resume or not (arguments.quick or arguments.only))
     if arguments.resume:
-        take_over(report, gpu_evidence.earlier(report, "bench", arguments.out), every)
+        take_over(report, gpu_evidence.earlier(report, arguments.kind, arguments.out), every)
         known = {row["problem"] for row in report["rows"]}
         problems = [p for p in problems if p["name"] not in known]
         say(f"{len(known)} problems are known, {len(problems)} to measure")
@@ -317,7 +323,7 @@ def main() -> int:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:300]
             report["rows"].append({"problem": problem["name"], "pass": "forward", "unsupported": reason})
         if keeps:  # a run that is cut short leaves what it has
-            gpu_evidence.write(report, "bench", arguments.out)
+            gpu_evidence.write(report, arguments.kind, arguments.out)
     if not arguments.no_host and "host_seconds" not in report:
         say("host times")
         try:
@@ -335,7 +341,7 @@ def main() -> int:
     report["seconds"] = round(time.monotonic() - begin, 1)
     gpu_report.print_report(report)
     if keeps:
-        print(f"\nwritten: {gpu_evidence.write(report, 'bench', arguments.out).name}")
+        print(f"\nwritten: {gpu_evidence.write(report, arguments.kind, arguments.out).name}")
     return 0
 
 

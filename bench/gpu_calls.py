@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from vicus import _arguments, _ops, merge_attentions, unfused
@@ -31,6 +32,7 @@ SDPA = {
 BLOCK = 128  # FlexAttention's block of queries and keys
 TILES = {1: (128,), 2: (8, 16), 3: (2, 8, 8)}  # of BLOCK tokens: the boxes that FlexAttention's blocks are
 MOST_SETS = 8
+TOP_LEFT, BOTTOM_RIGHT = 1, 2  # a problem's "causal"
 # What is measured, where a problem does not name its "passes": backward with keys in parallel, and without atomics.
 PASSES = ("forward", "backward", "deterministic")
 
@@ -41,9 +43,10 @@ def dtype_of(problem: Problem) -> torch.dtype:
 
 def shapes_of(problem: Problem) -> list[tuple[int, ...]]:
     """Of query, key, value and the gradient of the output: heads last."""
-    start, heads, dim = (problem["batch"], *problem["layout"]), problem["heads"], problem["head_dim"]
-    kv = problem.get("heads_kv", heads)
-    return [(*start, heads, dim), (*start, kv, dim), (*start, kv, dim), (*start, heads, dim)]
+    batch, layout, heads, dim = (problem[name] for name in ("batch", "layout", "heads", "head_dim"))
+    queries = (batch, *layout, heads, dim)
+    keys = (batch, *([problem["keys"]] if "keys" in problem else layout), problem.get("heads_kv", heads), dim)
+    return [queries, keys, keys, queries]
 
 
 class Inputs:
@@ -298,8 +301,15 @@ class Peer:
             self.attend = functools.partial(self._varlen, problem, *lists_of(problem))
             order = self._heads_first
         else:
-            causal, gqa = problem.get("causal", False), problem.get("heads_kv", problem["heads"]) != problem["heads"]
-            attend = functools.partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=gqa)
+            causal, gqa = (
+                int(problem.get("causal", False)),
+                problem.get("heads_kv", problem["heads"]) != problem["heads"],
+            )
+            queries, keys = (shape[1] for shape in shapes_of(problem)[:2])
+            mask = causal_lower_right(queries, keys) if causal == BOTTOM_RIGHT else None
+            attend = functools.partial(
+                F.scaled_dot_product_attention, attn_mask=mask, is_causal=causal == TOP_LEFT, enable_gqa=gqa
+            )
             self.attend = functools.partial(self._sdpa, attend, SDPA[name])
             order = self._heads_first
         self.sets = [[order(x) for x in given] for given in inputs.sets]

@@ -180,7 +180,8 @@ void compile(const std::string& name, const GpuTarget& target, const gpu::Spec& 
 // Problems of engine sm90, some with tiles.
 struct BoxCase : Case {
   std::array<int, 3> tile_q{}, tile_kv{};
-  bool crowd = false, parts = false;  // several blocks on a multiprocessor
+  bool crowd = false;  // several blocks on a multiprocessor
+  bool parts = false;  // several blocks share out heads
 };
 
 std::vector<BoxCase> box_cases() {

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import gpu
+import gpu_calls
 import gpu_evidence
 import gpu_report
 import gpu_test
@@ -332,3 +333,20 @@ def test_problems_are_complete():
         assert p.get("same_as") in {None, *(other["name"] for other in PROBLEMS)}
         for name, times in p.get("published", {}).items():
             assert name in TOLD["published"] and times.keys() <= {"forward", "backward"}
+
+
+def test_the_survey_asks_for_what_there_is():
+    told = json.loads((BENCH / "problems_survey.json").read_text())
+    every = [{**told["defaults"], **problem} for problem in told["problems"]]
+    assert len({p["name"] for p in every}) == len(every)
+    for p in every:
+        queries, keys, *_ = gpu_calls.shapes_of(p)
+        assert queries[0] == keys[0] and queries[-2] % keys[-2] == 0
+        assert keys[1] == p.get("keys", queries[1])
+        assert set(p["passes"]) <= set(gpu_calls.PASSES) and set(p["peers"]) <= set(gpu_calls.SDPA)
+        assert p["mask"] == "dense" or len(p["kernel_size"]) == len(p["layout"])
+    decoding = [p for p in every if p["passes"] == ["forward"]]
+    assert decoding and all(t["pass"] == "forward" for t in gpu_report.judge(decoding, [], {})), "what is not run"
+    arguments = gpu.parse_arguments(["--survey"])
+    assert arguments.kind == "survey" and arguments.no_host and arguments.problems.name == "problems_survey.json"
+    assert gpu.parse_arguments([]).kind == "bench"
