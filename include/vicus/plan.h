@@ -50,7 +50,8 @@ struct BackwardOptions {
   /// Lets an engine split the keys among tasks that add to the same query gradients, in no fixed order and with scratch
   /// memory for the sums.
   bool kv_parallelism = true;
-  MemoryPreference memory = MemoryPreference::balanced;  ///< bounds the number of key splits
+  /// Bounds the number of key splits; `strict` also keeps blocks of engine sm90 from sharing out query heads that share keys.
+  MemoryPreference memory = MemoryPreference::balanced;
   /// Key splits wanted per axis (trailing axes last) in place of the bound of `memory`; zeros leave it to the engine.
   std::array<int, 3> kv_splits{};
   friend bool operator==(const BackwardOptions&, const BackwardOptions&) = default;
