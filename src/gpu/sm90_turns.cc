@@ -68,7 +68,7 @@ int of_forward(const Plan& plan, int blocks) {
   const std::int64_t group = p.heads / p.heads_kv, of_group = geometry::ceil_div(static_cast<int>(group), k.tile.heads);
   const std::int64_t heads = p.batch * p.heads_kv * of_group;
   const double rounds = static_cast<double>(heads) * static_cast<double>(costs.size()) / blocks;
-  if (costs.size() < kFewTiles || rounds > kMostRounds) return usual;
+  if (costs.size() < kFewTiles || heads == 0 || rounds > kMostRounds) return usual;
   const double bytes = static_cast<double>(p.keys() * (p.head_dim + p.head_dim_v)) * 2 / static_cast<double>(of_group);
   const int most = std::max(usual, static_cast<int>(std::min<double>(kMostHeads, kCachedBytes / std::max(bytes, 1.0))));
   std::vector<double> busy;
