@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(kConvertThreads, 3)
   const bool of_key = four < kKeyWidth / 4;
   if (!of_key) four -= kKeyWidth / 4;
   const Rows &sums = of_key ? args.key_sums : args.value_sums, &out = of_key ? args.grad_key : args.grad_value;
-  bool exists = row.batch < args.batch && sums.data != nullptr;
+  bool exists = row.batch < args.batch && out.data != nullptr;
   if (kPacked && exists) exists = place_of(args, row).exists;
   float finite = 0;
   if (exists) {

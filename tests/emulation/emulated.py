@@ -103,8 +103,8 @@ def untouched(made: torch.Tensor) -> bool:
     return bool(whole[:GUARD].isnan().all() and whole[-GUARD:].isnan().all())
 
 
-def run(problem, t: dict, engine: str, deterministic=True, turned=False, **options) -> dict:
-    """Output, logsumexp and, by "gradient of NAME", gradients. Tensors by name; options of the plan.
+def run(problem, t: dict, engine: str, deterministic=True, turned=False, wanted=INPUTS[:6], **options) -> dict:
+    """Output, logsumexp and, by "gradient of NAME", gradients of `wanted`. Tensors by name; options of the plan.
 
     On the device of `engine` and by that engine, or by what is best for the `gpu` that options name.
     """
@@ -119,7 +119,7 @@ def run(problem, t: dict, engine: str, deterministic=True, turned=False, **optio
     }
     given = {name: t.get(name) for name in INPUTS}
     call("forward", engine, request, given | made)
-    grads = {name: fresh(t[name].shape, t[name].dtype) for name in INPUTS[:6] if t.get(name) is not None}
+    grads = {name: fresh(t[name].shape, t[name].dtype) for name in wanted if t.get(name) is not None}
     arriving = {name: t.get(name) for name in ("grad_output", "grad_logsumexp")}
     call("backward", engine, request, given | made | arriving | {f"d_{name}": g for name, g in grads.items()})
     made |= {f"gradient of {name}": g for name, g in grads.items()}
@@ -152,6 +152,17 @@ def check(case, engine: str, deterministic=True, expected=(), **options) -> floa
     arriving = t["grad_output"], t["grad_logsumexp"]
     ref, peer = (gpu_oracle.compute(p, inputs, *arriving, half=half) for half in (None, gpu_oracle.TYPES[p.dtype]))
     return compare_all(found, ref.values, peer.values, ref.noise)
+
+
+def check_alone(case, engine: str, expected=(), **options) -> None:
+    """Each gradient by itself is what it is beside the others, to the bit."""
+    p, t = case.problem, tensors(case, "cpu")
+    whole = run(p, t, engine, **options)
+    for of in ("query", "key", "value"):
+        launched()
+        name, alone = f"gradient of {of}", run(p, t, engine, wanted=(of,), **options)
+        assert of == "query" or set(expected) <= set(names := launched()), names
+        assert torch.equal(alone[name], whole[name]), name
 
 
 def check_lengths(case, engine: str, deterministic=True, expected=()) -> float:

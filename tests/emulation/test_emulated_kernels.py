@@ -197,6 +197,17 @@ def test_groups_in_parts(elsewhere, case, deterministic):
     elsewhere(emulated.check, case, "sm90", deterministic, expected=("sm90_backward", "convert_keys"))
 
 
+@pytest.mark.parametrize("case", cases(GROUPED))
+def test_one_gradient_of_groups(elsewhere, case):
+    elsewhere(emulated.check_alone, case, "sm90", expected=("sm90_backward", "convert_keys"))
+
+
+@pytest.mark.parametrize("case", cases(SUMMED[:3]))
+def test_one_gradient(elsewhere, case):
+    for engine in ("sm80", "sm90"):
+        elsewhere(emulated.check_alone, case, engine)
+
+
 @pytest.mark.parametrize("case", cases(GROUPED[:2]))
 def test_groups_on_two_multiprocessors(on_two_multiprocessors, case):
     """Where most blocks begin as others end."""
