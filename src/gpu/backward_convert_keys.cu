@@ -1,6 +1,6 @@
 // dK and dV where several blocks have shared out the query heads that meet the same keys (sm90_backward.cu with kKeyParts): the
-// sums of all of them, always in one order. A sum that is not finite may be so for what nobody sees of the row: the warp does
-// the row again.
+// sums of all of them, always in one order. A sum that is not finite may be so for what does not see the row: the warp does the
+// row again.
 #include "backward_convert.cuh"
 
 namespace vicus::gpu {
@@ -28,19 +28,20 @@ __device__ __forceinline__ KeyPlace place_of(const BackwardArgs& args, const Row
   return place;
 }
 
+// A warp has a whole row: were dK done again by one and dV stored by another, who comes last would settle dV's bits.
 extern "C" __global__ void __launch_bounds__(kConvertThreads, 3)
     convert_keys(const __grid_constant__ BackwardArgs args) {
-  const long long index = static_cast<long long>(blockIdx.x) * kConvertThreads + threadIdx.x;  // of four sums
-  const RowIndex row = row_index<true>(args, index / kFours);
-  int four = static_cast<int>(index % kFours);
-  const bool of_key = four < kKeyWidth / 4;
-  if (!of_key) four -= kKeyWidth / 4;
-  const Rows &sums = of_key ? args.key_sums : args.value_sums, &out = of_key ? args.grad_key : args.grad_value;
-  bool exists = row.batch < args.batch && out.data != nullptr;
-  if (kPacked && exists) exists = place_of(args, row).exists;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const RowIndex row = row_index<true>(args, static_cast<long long>(blockIdx.x) * (kConvertThreads / 32) + warp);
+  if (row.batch >= args.batch) return;
+  if (kPacked && !place_of(args, row).exists) return;
   float finite = 0;
-  if (exists) {
-    const int width = of_key ? kKeyWidth : kValueWidth;
+#pragma unroll
+  for (int first = 0; first < kFours; first += 32) {
+    const bool of_key = first + lane < kKeyWidth / 4;
+    const Rows &sums = of_key ? args.key_sums : args.value_sums, &out = of_key ? args.grad_key : args.grad_value;
+    if (first + lane >= kFours || out.data == nullptr) continue;
+    const int four = first + lane - (of_key ? 0 : kKeyWidth / 4), width = of_key ? kKeyWidth : kValueWidth;
     const float* at = static_cast<const float*>(sums.data) + row.of(sums) + 4 * four;
     float4 sum = *reinterpret_cast<const float4*>(at);
     for (int part = 1; part < args.key_parts; ++part) {
@@ -48,13 +49,14 @@ extern "C" __global__ void __launch_bounds__(kConvertThreads, 3)
       const float4 more = *reinterpret_cast<const float4*>(at);
       sum = float4{sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
     }
-    finite = put_four(sum, four, of_key ? kHeadDim : kHeadDimV, of_key ? args.scale_log2 * 0.693147180559945309f : 1.0f,
-                      static_cast<u16*>(out.data) + row.of(out));
+    finite +=
+        put_four(sum, four, of_key ? kHeadDim : kHeadDimV, of_key ? args.scale_log2 * 0.693147180559945309f : 1.0f,
+                 static_cast<u16*>(out.data) + row.of(out));
   }
-  redo_rows(finite != 0, row, [&](const RowIndex& bad) {
-    const KeyPlace place = place_of(args, bad);
-    careful_gradients<true>(args, place.cell, bad.head, place.key);
-  });
+  if (!__any_sync(~0u, finite != 0)) return;
+  __syncwarp();
+  const KeyPlace place = place_of(args, row);
+  careful_gradients<true>(args, place.cell, row.head, place.key);
 }
 
 }  // namespace vicus::gpu

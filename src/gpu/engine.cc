@@ -203,7 +203,7 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
     case Kernel::convert:
       return blocks_for(rows * padded(p.head_dim) / 4, s.threads());
     case Kernel::convert_keys:
-      return blocks_for(args.key_rows * (padded(p.head_dim) + padded(p.head_dim_v)) / 4, s.threads());
+      return blocks_for(args.key_rows, s.warps);
     case Kernel::bias:
       return grad_bias.numel();
     default:

@@ -69,6 +69,20 @@ def test_one_gradient_alone(name):
         assert torch.equal(backward(p, t, saved, True, "sm90", only=(only,))[only], both[only])
 
 
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+def test_rows_done_again_are_the_same_to_the_bit(dim):
+    """A query of NaN spoils sums of dK that hide it and none of dV: both of a key come from the same sums all the same."""
+    p = dense(700, 700, "top_left", heads=8, kv=1, dim=dim, batch=1)
+    t = tensors(Case("again", p, seed=5))
+    bad = {**t, "query": spoil(t["query"], 0, math.nan)}
+    saved = forward(p, bad)
+    first = backward(p, bad, saved, True, "sm90")
+    assert first["key"][0, 1:].isfinite().all() and first["value"][0, 1:].isfinite().all()
+    for _ in range(RUNS):
+        again = backward(p, bad, saved, True, "sm90")
+        assert all(torch.equal(again[of][0, 1:], first[of][0, 1:]) for of in ("key", "value"))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["causal", "causal, narrow", "sliding", "wide", "1d, dilated", "2d", "3d"])
 def test_a_query_that_does_not_see_a_key_does_not_reach_its_gradients(name, value):

@@ -104,7 +104,7 @@ TEST_F(GroupCalls, EachBlockHasSomeOfTheHeads) {
   EXPECT_EQ(args.order.group, 4 / parts);
   EXPECT_EQ(args.backward.key_parts, parts);
   EXPECT_EQ(args.backward.key_rows, 3 * 500 * 2);
-  EXPECT_EQ(launches.at(2).grid[0], (3 * 500 * 2 * (128 + 128) / 4 + 255) / 256);
+  EXPECT_EQ(launches.at(2).grid[0], 3 * 500 * 2 / 8);
 }
 
 TEST_F(GroupCalls, PartsFollowEachOther) {
