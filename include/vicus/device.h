@@ -65,7 +65,8 @@ class VICUS_API DeviceTimer {
 };
 
 /// Where calls on GPUs take scratch memory from, in place of a pool of the library's own on each device, which keeps up to
-/// 1 GiB. It holds for the thread that makes it, as long as it lives; then the one before it does again.
+/// 1 GiB. It holds for the thread that makes it, as long as it lives; then the one before it does again. That thread
+/// ends it, the last made first.
 ///
 /// PyTorch's front end has one over PyTorch's allocator, so that scratch shares memory with tensors.
 class VICUS_API ScratchSource {

@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& proble
   }
   Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
   Tensor logsumexp = empty(place, plan->problem.logsumexp_shape(), logsumexp_dtype(plan->problem.dtype));
-  const Queue queue(place);
+  Queue queue(place);
   forward(*plan, inputs, written(output), written(logsumexp), queue.stream());
   return {std::move(output), std::move(logsumexp)};
 }
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> run_forward(const Place& place, const Problem& proble
 Tensor run_inference(const Place& place, const Problem& problem, const AttentionInputs& inputs) {
   const auto plan = plan_for(problem, plan_options(place, {}, Pass::forward));
   Tensor output = empty(place, plan->problem.output_shape(), plan->problem.dtype);
-  const Queue queue(place);
+  Queue queue(place);
   forward(*plan, inputs, written(output), {}, queue.stream());
   return output;
 }
@@ -81,7 +81,7 @@ Tensors run_backward(const Place& place, const Problem& problem, const Attention
     *into[i] = gradient.view;
     result.push_back(std::move(gradient.tensor));
   }
-  const Queue queue(place);
+  Queue queue(place);
   backward(*plan, inputs, grad_inputs, views, queue.stream());
   return result;
 }
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor> merge(const Tensors& outputs, const Tensors& logsumex
   if (parts.empty() || weights.empty()) throw InvalidArgument("outputs", "empty", "one part at least");
   Tensor output = empty(place, parts[0].shape(), parts[0].dtype());
   Tensor logsumexp = empty(place, weights[0].shape(), logsumexp_dtype(parts[0].dtype()));
-  const Queue queue(place);
+  Queue queue(place);
   merge_forward(parts, weights, written(output), written(logsumexp), engine_of(place), queue.stream());
   return {std::move(output), std::move(logsumexp)};
 }
@@ -228,7 +228,7 @@ Tensors merge_backward(const Tensors& outputs, const Tensors& logsumexps, const 
       result.push_back(std::move(gradient.tensor));
     }
   }
-  const Queue queue(place);
+  Queue queue(place);
   vicus::merge_backward(parts, weights, rows("grad_output", grad_output), view("grad_logsumexp", grad_logsumexp),
                         grad_parts, grad_weights, engine_of(place), queue.stream());
   return result;
@@ -258,7 +258,7 @@ Tensor qk(const Tensor& query, const Tensor& key, const MaybeTensor& additional_
   const ConstTensorView q = rows("query", query), extra = rows("additional_keys", additional_keys);
   const Place place = place_of(query);
   Tensor scores = empty(place, scores_shape(mask, q, extra), q.dtype());
-  const Queue queue(place);
+  Queue queue(place);
   qk_forward(mask, q, rows("key", key), written(scores), extra, view("rpb", rpb), engine_of(place), queue.stream());
   return scores;
 }
@@ -274,7 +274,7 @@ Tensors qk_backward(const Tensor& query, const Tensor& key, const MaybeTensor& a
                           gradient_of(place, k, wants(wanted, 1), q.dtype()),
                           gradient_of(place, extra, wants(wanted, 2), q.dtype()),
                           gradient_of(place, view("rpb", rpb), wants(wanted, 3), q.dtype())};
-  const Queue queue(place);
+  Queue queue(place);
   vicus::qk_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), q, k, rows("grad_scores", grad_scores),
                      {gradients[0].view, gradients[1].view, gradients[2].view, gradients[3].view}, extra,
                      engine_of(place), queue.stream());
@@ -290,7 +290,7 @@ Tensor av(const Tensor& scores, const Tensor& value, const MaybeTensor& addition
   shape.back() = v.shape().back();
   const Place place = place_of(scores);
   Tensor output = empty(place, shape, s.dtype());
-  const Queue queue(place);
+  Queue queue(place);
   av_forward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, written(output),
              rows("additional_values", additional_values), engine_of(place), queue.stream());
   return output;
@@ -306,7 +306,7 @@ Tensors av_backward(const Tensor& scores, const Tensor& value, const MaybeTensor
   Gradient gradients[] = {gradient_of(place, s, wants(wanted, 0), s.dtype()),
                           gradient_of(place, v, wants(wanted, 1), s.dtype()),
                           gradient_of(place, extra, wants(wanted, 2), s.dtype())};
-  const Queue queue(place);
+  Queue queue(place);
   vicus::av_backward(neighborhood_of(kernel_size, stride, dilation, is_causal), s, v, rows("grad_output", grad_output),
                      {gradients[0].view, gradients[1].view, gradients[2].view}, extra, engine_of(place),
                      queue.stream());
