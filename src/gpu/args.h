@@ -1,7 +1,9 @@
-// What a kernel is called with. Plain C++ for the host compiler and NVRTC alike, without includes. What a kernel is
+// What a kernel is called with. Plain C++ for the host compiler and NVRTC alike. What a kernel is
 // compiled for (head dims, windows, tiles, features) is not here but in constants put before its text; see spec.h.
 #ifndef VICUS_GPU_ARGS_H_
 #define VICUS_GPU_ARGS_H_
+
+#include "order_args.h"
 
 namespace vicus::gpu {
 
@@ -19,7 +21,7 @@ struct Bias {
   long long axis[3] = {};
 };
 
-/// How blocks map to work: tiles of queries, fastest first, then heads, then cells (sequence x residue class).
+/// What blocks are of: tiles of queries or of keys, along the heads, in cells (sequence x residue class).
 struct Work {
   int tiles[3] = {1, 1, 1};    ///< of the largest cell
   int head_blocks = 1;         ///< query tiles along the heads
@@ -30,6 +32,7 @@ struct ForwardArgs {
   Rows query, key, value, additional_keys, additional_values, output, logsumexp;
   Bias bias;
   Work work;
+  TileOrder order;         ///< of `work`
   int len[3] = {1, 1, 1};  ///< tokens of the layout; dense: queries
   int keys = 0;            ///< dense
   int heads = 1, heads_kv = 1;

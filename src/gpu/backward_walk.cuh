@@ -22,7 +22,11 @@ static_assert(kOwnsKeys && kDq % (16 * kSplits) == 0 && kDv % (16 * kSplits) == 
 struct KeyTile {
   Position origin;
   int kv_head;
+  bool backwards;  // queries are met from the last to the first
 };
+
+// In causal attention blocks that begin together begin with the last queries, which all of them meet: sm90_gradients.cuh.
+constexpr bool kMayTurn = kDense && kUneven && !kAdditionalTile;
 
 // What all threads of a block share about its keys, worked out by one of them.
 struct KeyBlock {
@@ -33,17 +37,13 @@ struct KeyBlock {
   Placed key, value, grad_key, grad_value;
 
   __device__ __forceinline__ void prepare(const BackwardArgs& args) {
-    u32 block = blockIdx.x;
-    for (int a = 2; a >= 0; --a) {
-      tile.origin.at[a] = 0;
-      if (a < kFirstAxis) continue;
-      const u32 tiles = args.work.tiles[a];
-      tile.origin.at[a] = block % tiles * kOwnTile.at[a];
-      block /= tiles;
-    }
-    const u32 heads = args.heads_kv;
-    tile.kv_head = block % heads;
-    block /= heads;
+    const int number = static_cast<int>(blockIdx.x);
+    const TileIndex index =
+        tile_index<false>(args.order, kUneven && !kAdditionalTile ? args.order.nth(number) : number);
+    for (int a = 0; a < 3; ++a) tile.origin.at[a] = index.at[a] * kOwnTile.at[a];
+    tile.kv_head = index.head_block;
+    tile.backwards = kMayTurn && number < args.order.at_once;
+    const int block = index.cell;
     first_cell = block;
     last_cell = block + 1;
     const auto tile_before = [&](int a, int end) {
@@ -75,13 +75,13 @@ struct KeyBlock {
 };
 
 // Where the walk over tiles of queries stands; lies in shared memory, for its many fields are the same for all threads.
-// Boxes of kTileQ over the queries that see the keys, row-major; then the next heads of the group; then the next cell.
+// The heads of the group at each box of kTileQ over the queries that see the keys, row-major; then the next cell.
 struct QueryWalk {
   Cell cell;
   int index, last;  // cells
   Box hull;
   QueryTile tile;
-  bool done;
+  bool done, backwards;
 
   // `seen`: the box of queries that see the keys, in the only cell but where keys are additional tokens.
   __device__ __forceinline__ void begin(const BackwardArgs& args, const KeyTile& keys, const Cell& first,
@@ -89,6 +89,7 @@ struct QueryWalk {
     index = first_cell;
     last = last_cell;
     tile.kv_head = keys.kv_head;
+    backwards = keys.backwards;
     if constexpr (kAdditionalTile) {
       find_cell(args);
     } else {
@@ -100,16 +101,17 @@ struct QueryWalk {
   }
   __device__ __forceinline__ void next(const BackwardArgs& args) {
     if (done) return;
+    if (args.order.group > kTileHeads) {
+      const int head = tile.head + kTileHeads, first_head = tile.kv_head * args.order.group;
+      if (head < first_head + args.order.group) return start_heads(args, head);
+      start_heads(args, first_head);
+    }
 #pragma unroll
     for (int a = 2; a >= kFirstAxis; --a) {
-      const int begin = tile.box.axis[a].begin + kTileQ[a];
-      if (begin < hull.axis[a].end) return start_axis(a, begin);
-      start_axis(a, hull.axis[a].begin);
+      const int step = kMayTurn && backwards ? -kTileQ[a] : kTileQ[a], begin = tile.box.axis[a].begin + step;
+      if (begin < hull.axis[a].end && (!kMayTurn || begin >= hull.axis[a].begin)) return start_axis(a, begin);
+      start_axis(a, first_of(a));
     }
-    const int group = args.heads / args.heads_kv;
-    tile.head += kTileHeads;
-    tile.heads = geometry::lo(kTileHeads, (tile.kv_head + 1) * group - tile.head);
-    if (tile.heads > 0) return;
     ++index;
     if constexpr (kAdditionalTile) {
       find_cell(args);
@@ -122,6 +124,14 @@ struct QueryWalk {
   __device__ __forceinline__ void start_axis(int a, int begin) {
     tile.box.axis[a] = {begin, geometry::lo(begin + kTileQ[a], hull.axis[a].end)};
   }
+  __device__ __forceinline__ void start_heads(const BackwardArgs& args, int head) {
+    tile.head = head;
+    tile.heads = geometry::lo(kTileHeads, (tile.kv_head + 1) * args.order.group - head);
+  }
+  __device__ __forceinline__ int first_of(int a) const {
+    const Span& all = hull.axis[a];
+    return kMayTurn && backwards ? all.begin + (all.size() - 1) / kTileQ[a] * kTileQ[a] : all.begin;
+  }
   // From cell `index` on, the first with queries.
   __device__ __forceinline__ void find_cell(const BackwardArgs& args) {
     for (done = true; done && index < last; index += done) {
@@ -132,11 +142,9 @@ struct QueryWalk {
     if (!done) begin_hull(args);
   }
   __device__ __forceinline__ void begin_hull(const BackwardArgs& args) {
-    const int group = args.heads / args.heads_kv;
-    tile.head = tile.kv_head * group;
-    tile.heads = geometry::lo(kTileHeads, group);
+    start_heads(args, tile.kv_head * args.order.group);
     tile.box.axis[0] = tile.box.axis[1] = {0, 1};
-    for (int a = kFirstAxis; a < 3; ++a) start_axis(a, hull.axis[a].begin);
+    for (int a = kFirstAxis; a < 3; ++a) start_axis(a, first_of(a));
   }
 };
 

@@ -12,6 +12,7 @@
 #include "gpu/kernels.h"
 #include "gpu/launch.h"
 #include "gpu/lists.h"
+#include "gpu/order.h"
 #include "gpu/plain_args.h"
 #include "gpu/sm90_engine.h"
 #include "gpu/spec.h"
@@ -126,11 +127,23 @@ std::int64_t tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec) {
   return cut(args.work, longest_queries(p), spec.tile_q) * geometry::ceil_div(args.work.head_blocks, spec.turns) *
          cells_of(p, args);
 }
+std::int64_t ordered_tiles_of(const Problem& p, ForwardArgs& args, const Spec& spec, int turns = 1) {
+  const std::int64_t tiles = tiles_of(p, args, spec);
+  const int blocks = geometry::ceil_div(args.work.head_blocks, spec.turns);
+  args.order = order_of(args, args.work, spec, blocks, tiles, turns);
+  return tiles;
+}
 
 // Tiles of keys; `work` has the residue classes.
 std::int64_t key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, const std::array<int, 3>& tile) {
   work.head_blocks = args.heads_kv;
   return cut(work, longest_keys(p), tile) * args.heads_kv * cells_of(p, args);
+}
+std::int64_t ordered_key_tiles_of(const Problem& p, const ForwardArgs& args, Work& work, TileOrder& order,
+                                  const Spec& spec, int turns = 1) {
+  const std::int64_t tiles = key_tiles_of(p, args, work, spec.tile_kv);
+  order = order_of(args, work, spec, args.heads_kv, tiles, turns);
+  return tiles;
 }
 
 // What a backward call is given, and what it fills.
@@ -182,16 +195,22 @@ std::int64_t rest_blocks(const Plan& plan) { return 2 * std::max(plan.gpu.device
 constexpr int kDeltaLanes = 8;  // of a row, in the kernels for delta
 
 // The grid of one backward kernel; sets the work that they share.
-Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
+Grid grid_of(const Spec& s, BackwardArgs& args, const Backward& call) {
+  const Problem& p = call.plan.problem;
+  const GpuGradientPlan& g = call.gradients;
   const std::int64_t rows = p.batch * p.queries() * p.heads;
   switch (s.kernel) {
     case Kernel::delta:
       return blocks_for(rows, s.threads() / kDeltaLanes);
     case Kernel::queries:
+      return ordered_tiles_of(p, args, s, g.queries.heads_in_turns);
+    case Kernel::keys: {
+      const std::int64_t tiles = ordered_key_tiles_of(p, args, args.work, args.order, s, g.keys.heads_in_turns);
+      args.order.at_once = call.plan.gpu.device.multiprocessors * s.min_blocks;
+      return tiles;
+    }
     case Kernel::sm90_queries:
       return tiles_of(p, args, s);
-    case Kernel::keys:
-      return key_tiles_of(p, args, args.work, s.tile_kv);
     case Kernel::sm90_keys:  // whose rows are keys
     case Kernel::sm90_values:
       return key_tiles_of(p, args, args.work, s.tile_q);
@@ -199,19 +218,21 @@ Grid grid_of(const Spec& s, BackwardArgs& args, const Problem& p, const TensorVi
       args.work.head_blocks = args.heads_kv;
       args.work.tiles[0] = args.work.tiles[1] = 1;
       args.work.tiles[2] = geometry::ceil_div(args.additional, s.keys());
+      args.order = order_of(args, args.work, s, args.heads_kv, args.work.tiles[2] * p.heads_kv * p.batch, 1);
       return args.work.tiles[2] * p.heads_kv * p.batch;
     case Kernel::convert:
       return blocks_for(rows * padded(p.head_dim) / 4, s.threads());
     case Kernel::convert_keys:
       return blocks_for(args.key_rows, s.warps);
     case Kernel::bias:
-      return grad_bias.numel();
+      return call.out.rpb.numel();
     default:
       return 0;
   }
 }
 
-Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const TensorView& grad_bias) {
+Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Backward& call) {
+  const Problem& p = call.plan.problem;
   const std::int64_t rows = p.queries() * p.heads;  // of a batch entry
   const auto slices = [&](std::int64_t width) { return geometry::ceil_div(static_cast<int>(width), s.wide); };
   switch (s.kernel) {
@@ -219,14 +240,15 @@ Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Problem& p, const Ten
       require_countable("queries times heads", rows);
       return {blocks_for(rows, s.threads() / kDeltaLanes), std::min(p.batch, kMostGridY)};
     case Kernel::plain_queries:
-      return {tiles_of(p, args.forward, s), slices(p.head_dim)};
+      return {ordered_tiles_of(p, args.forward, s), slices(p.head_dim)};
     case Kernel::plain_keys:
-      return {key_tiles_of(p, args.forward, args.key_work, s.tile_kv), slices(std::max(p.head_dim, p.head_dim_v))};
+      return {ordered_key_tiles_of(p, args.forward, args.key_work, args.key_order, s),
+              slices(std::max(p.head_dim, p.head_dim_v))};
     case Kernel::plain_additional:
       return {blocks_for(args.forward.additional, s.keys()) * p.heads_kv * p.batch,
               slices(std::max(p.head_dim, p.head_dim_v))};
     case Kernel::plain_bias:
-      return grad_bias.numel();
+      return call.out.rpb.numel();
     default:
       return 0;
   }
@@ -242,7 +264,7 @@ void launch_all(const Loaded& kernels, const Backward& call, Args& args, const F
       kernels.launch(spec, rest_blocks(plan), rests);
       continue;
     }
-    const Grid grid = grid_of(spec, args, plan.problem, out.rpb);
+    const Grid grid = grid_of(spec, args, call);
     if constexpr (std::is_same_v<Args, BackwardArgs>) {
       if (loads_boxes(spec.kernel)) {
         launch_boxes(kernels, spec, plan, in, grads.grad_output, out, args, grid.x);
@@ -337,7 +359,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
       const RestArgs rests = rests_of(p, args.forward, {{output, false}, {logsumexp, false}});
       kernels.launch(spec, rest_blocks(plan), rests);
     } else if (spec.kernel == Kernel::plain_forward) {
-      const std::int64_t tiles = tiles_of(p, args.forward, spec);
+      const std::int64_t tiles = ordered_tiles_of(p, args.forward, spec);
       kernels.launch(spec, {tiles, geometry::ceil_div(spec.head_dim_v, spec.wide)}, args);
     } else if (spec.kernel == Kernel::sm90_forward) {
       const std::int64_t tiles = tiles_of(p, args.forward, spec);
@@ -345,7 +367,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
     } else if (spec.kernel == Kernel::merge_parts) {
       launch_merge(kernels, spec, p, args.forward, parts);
     } else {
-      const std::int64_t tiles = tiles_of(p, args.forward, spec);
+      const std::int64_t tiles = ordered_tiles_of(p, args.forward, spec, portable_forward(plan.gpu).heads_in_turns);
       kernels.launch(spec, tiles, args.forward);
     }
   }
@@ -367,15 +389,15 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
                      addressable(p, {in.query, in.key, in.value, in.additional_keys, in.additional_values,
                                      grads.grad_output, out.query, out.key, out.value});
   const Loaded kernels(kernels_of(plan, Call{.backward = true,
-                                             .vectors = vectors,
-                                             .boxes = boxes,
-                                             .bias_type = bias_type_of(p, in),
-                                             .grad_query = out.query.present(),
-                                             .grad_keys = out.key || out.value,
-                                             .grad_values = out.value.present(),
-                                             .grad_additional = out.additional_keys || out.additional_values,
-                                             .grad_bias = out.rpb.present()}),
-                       stream);
+                                       .vectors = vectors,
+                                       .boxes = boxes,
+                                       .bias_type = bias_type_of(p, in),
+                                       .grad_query = out.query.present(),
+                                       .grad_keys = out.key || out.value,
+                                       .grad_values = out.value.present(),
+                                       .grad_additional = out.additional_keys || out.additional_values,
+                                       .grad_bias = out.rpb.present()}),
+                 stream);
   const Lists lists(p, in, device, stream);
   const GpuGradientPlan& gradients = boxes ? plan.gpu.backward : portable_gradients(plan.gpu);
   const bool plain = gradients.keys.family == GpuKernels::plain;

@@ -27,6 +27,7 @@ struct PlainBackwardArgs {
   Rows grad_query, grad_key, grad_value, grad_additional_keys, grad_additional_values;
   Bias grad_bias;  ///< of the type of `forward.bias`
   Work key_work;
+  TileOrder key_order;
   int batch = 1;
   int cells = 1;  ///< sequences times residue classes, of all batch entries
   double scale = 1, scale_log2 = 1;

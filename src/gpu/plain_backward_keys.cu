@@ -9,18 +9,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   extern __shared__ __align__(128) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const ForwardArgs& args = plain.forward;
-  int index = static_cast<int>(blockIdx.x), at[3] = {0, 0, 0};
-  for (int a = 2; a >= kFirstAxis; --a) {
-    at[a] = index % plain.key_work.tiles[a];
-    index /= plain.key_work.tiles[a];
-  }
+  const int number = static_cast<int>(blockIdx.x);
+  const TileIndex index = tile_index<false>(plain.key_order, kUneven ? plain.key_order.nth(number) : number);
   Block block;
-  block.rows.kv_head = index % args.heads_kv;
-  block.cell = make_cell(args, index / args.heads_kv);
+  block.rows.kv_head = index.head_block;
+  block.cell = make_cell(args, index.cell);
   for (int a = 0; a < 3; ++a) {
     int keys = block.cell.grid.axis[a].keys;
     if (kKeyLengths && a == 2) keys = args.keys;  // keys that nobody sees have gradients, of 0
-    block.rows.box.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileKv[a], keys);
+    block.rows.box.axis[a] = a < kFirstAxis ? Span{0, 1} : geometry::tile_span(index.at[a], kTileKv[a], keys);
   }
   if (block.rows.box.empty()) return;
   note_views(args, block, smem.views);

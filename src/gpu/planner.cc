@@ -405,6 +405,9 @@ void plan_problem(Plan& plan, const PlanOptions& options) {
     g.backward.keys = search(plan, Kernel::plain_keys);
     g.backward.scratch_bytes = rows_of(p) * static_cast<std::size_t>(accumulator_bytes(p.dtype));
   }
+  g.forward.heads_in_turns = heads_in_turns(plan, Kernel::forward);
+  g.backward.queries.heads_in_turns = heads_in_turns(plan, Kernel::queries);
+  g.backward.keys.heads_in_turns = heads_in_turns(plan, Kernel::keys);
   if (options.engine != Engine::sm80) prefer_boxes(plan, options);
   if (!g.reason.empty()) log(LogLevel::info, "plain kernels: " + g.reason);
   // Also of calls whose tensors the copy engine cannot address.

@@ -37,29 +37,6 @@ __device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, cons
   return !seen ? TileUse::skip : whole ? TileUse::whole : TileUse::masked;
 }
 
-// Where tile number `n` of a launch is: along the axes, the longest tiles first with `kLongestFirst`, and along heads and cells.
-struct TileIndex {
-  int at[3], head_block, cell;
-};
-template <bool kLongestFirst>
-__device__ __forceinline__ TileIndex tile_index(const TileOrder& order, int n) {
-  TileIndex tile;
-#pragma unroll
-  for (int a = 0; a < 3; ++a) {
-    tile.at[a] = 0;
-    if (a < kFirstAxis) continue;
-    tile.at[a] = order.tiles[a].remainder(order.step[a].divide(n));
-    if (kLongestFirst && (kDense || kCausal[a])) tile.at[a] = static_cast<int>(order.tiles[a].value) - 1 - tile.at[a];
-  }
-  n = order.all.divide(n);
-  tile.cell = order.head_blocks.divide(n);
-  tile.head_block = n - tile.cell * static_cast<int>(order.head_blocks.value);
-  return tile;
-}
-
-// Tiles differ in length: in causal attention, and most along the causal axes of windows.
-constexpr bool kUneven = kDense ? kBandRight >= 0 && kBandLeft < 0 : kCausal[0] || kCausal[1] || kCausal[2];
-
 // A place in a ring of stages.
 template <int kCount>
 struct RingOf {

@@ -8,6 +8,7 @@
 
 #include "gpu/lists.h"
 #include "gpu/merge_args.h"
+#include "gpu/order.h"
 #include "jit/driver.h"
 
 namespace vicus::gpu {
@@ -101,49 +102,6 @@ TensorMap map_of_sums(const BackwardArgs& args, const Spec& spec) {
   return map;
 }
 
-// Axes in the order in which tiles follow each other. Which tiles a block of the forward pass gets is settled by it: causal
-// axes, along which they differ in length, come last. Blocks of gradients come as others end. There the hull of what those at
-// work load, or add to, is to be small, so that the second cache keeps it: an axis along which the next tile adds little to
-// it, and all tiles not much more, comes before those after it in memory where that is less than half.
-std::array<std::size_t, 3> axes_of(const ForwardArgs& args, const Spec& spec) {
-  std::array<std::size_t, 3> axes{2, 1, 0};
-  if (spec.kernel == Kernel::sm90_forward) {
-    std::stable_partition(axes.begin(), axes.end(), [&](std::size_t a) { return !spec.causal.at(a); });
-    return axes;
-  }
-  const auto growth = [&](std::size_t a) {
-    const double window = spec.window.at(a);
-    return spec.tile_q.at(a) / window * (args.len[a] / (window * spec.dilation.at(a)));
-  };
-  for (std::size_t i = 1; i < axes.size(); ++i) {
-    for (std::size_t j = i; j > 0 && 2 * growth(axes.at(j)) < growth(axes.at(j - 1)); --j) {
-      std::swap(axes.at(j), axes.at(j - 1));
-    }
-  }
-  return axes;
-}
-
-// Of the tiles along the axes, or of `places` where sequences share those; an int counts them, also `tiles`, of all cells, which
-// have as many `head_blocks` each.
-TileOrder order_of(const ForwardArgs& args, const Spec& spec, int places, int head_blocks, std::int64_t tiles,
-                   int turns) {
-  TileOrder order;
-  int step = 1;
-  for (const std::size_t a : axes_of(args, spec)) {
-    const int along = places > 0 && a == 2 ? places : std::max(args.work.tiles[a], 1);
-    order.tiles[a] = Divisor(along);
-    order.step[a] = Divisor(step);
-    step *= along;
-  }
-  order.all = Divisor(step);
-  order.head_blocks = Divisor(head_blocks);
-  order.group = args.heads / args.heads_kv;
-  order.group_blocks = Divisor(head_blocks / args.heads_kv);
-  const int heads = static_cast<int>(tiles / step);
-  order.take_turns(heads, std::clamp(turns, 1, std::max(heads, 1)));
-  return order;
-}
-
 }  // namespace
 
 bool addressable(const Problem& p, std::initializer_list<ConstTensorView> tensors) {
@@ -167,7 +125,6 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   }
   const std::int64_t blocks = tiles * parts.count;
   require_countable("tiles of queries", blocks);
-  all.order = order_of(args, spec, all.places, args.work.head_blocks, tiles, plan.gpu.forward.heads_in_turns);
   Extent queries = spec.tile_q;
   queries.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
   Extent keys = spec.tile_kv;
@@ -182,6 +139,8 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   all.additional_key = map_of(in.additional_keys, spec.rank, 1, line, undilated);
   all.additional_value = map_of(in.additional_values, spec.rank, 1, line, undilated);
   all.forward = args;
+  all.forward.order =
+      order_of(args, args.work, spec, args.work.head_blocks, tiles, plan.gpu.forward.heads_in_turns, all.places);
   all.tiles = static_cast<int>(tiles);
   all.parts = parts.count;
   all.part_output = parts.output;
@@ -192,8 +151,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   kernels.launch(spec, std::min(blocks, resident), all);
 }
 
-void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args,
-                  const KeyParts& parts) {
+void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args, const KeyParts& parts) {
   const std::int64_t rows = p.queries() * p.heads, of_a_block = spec.threads() / spec.lanes;
   require_countable("queries times heads", rows);
   MergeArgs all;
@@ -223,10 +181,6 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   }
   blocks *= parts;
   require_countable("tiles of keys or queries", blocks);
-  all.order =
-      order_of(args, spec, places, head_blocks, blocks, (of_keys ? gradients.keys : gradients.queries).heads_in_turns);
-  all.order.at_once = plan.gpu.device.multiprocessors * spec.min_blocks;
-  all.order.group /= parts;
   require_countable("queries times heads", in.query.numel() / in.query.size(in.query.dims() - 1));
   Extent rows = spec.tile_q;
   rows.at(static_cast<std::size_t>(spec.stack_axis)) /= spec.warps / 4;
@@ -250,6 +204,11 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   }
   if (of_keys && spec.add_queries) all.query_sums = map_of_sums(args, spec);
   all.backward = args;
+  TileOrder& order = all.backward.order;
+  const int turns = (of_keys ? gradients.keys : gradients.queries).heads_in_turns;
+  order = order_of(args, args.work, spec, head_blocks, blocks, turns, places);
+  order.at_once = plan.gpu.device.multiprocessors * spec.min_blocks;
+  order.group /= parts;
   if (spec.kernel == Kernel::sm90_values) all.backward.grad_key = {};
   if (spec.sums_keys_alone()) all.backward.grad_value = {};
   if (!all.backward.grad_key.data) all.backward.key_sums = {};

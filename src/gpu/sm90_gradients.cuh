@@ -128,15 +128,15 @@ __device__ __forceinline__ RowTile row_tile(const Sm90BackwardArgs& all) {
   RowTile rows;
   // The longest first: later queries see more keys, earlier keys are seen by more queries.
   const int block = static_cast<int>(blockIdx.x);
-  TileIndex index = tile_index<kOfQueries>(all.order, kUneven && !kCrowd ? all.order.nth(block) : block);
+  TileIndex index = tile_index<kOfQueries>(args.order, kUneven && !kCrowd ? args.order.nth(block) : block);
   const bool whole = kOfKeys && !kKeyParts;
-  rows.tile.kv_head = whole ? index.head_block : all.order.group_blocks.divide(index.head_block);
+  rows.tile.kv_head = whole ? index.head_block : args.order.group_blocks.divide(index.head_block);
   rows.tile.head = kOfKeys ? rows.tile.kv_head : index.head_block;
   rows.tile.heads = 1;
-  rows.first_head = index.head_block * all.order.group;
-  rows.past_head = rows.first_head + all.order.group;
-  rows.backwards = kOfKeys && kDense && kUneven && block < all.order.at_once;
-  rows.part = index.head_block - rows.tile.kv_head * static_cast<int>(all.order.group_blocks.value);
+  rows.first_head = index.head_block * args.order.group;
+  rows.past_head = rows.first_head + args.order.group;
+  rows.backwards = kOfKeys && kDense && kUneven && block < args.order.at_once;
+  rows.part = index.head_block - rows.tile.kv_head * static_cast<int>(args.order.group_blocks.value);
   CellPlace cell = cell_place(args, index.cell);
   if constexpr (kPacked) {
     const auto [sequence, tile] =

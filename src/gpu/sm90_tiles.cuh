@@ -21,13 +21,13 @@ struct TilePlace {
 
 __device__ __forceinline__ TilePlace place_of(const Sm90Args& all, int block) {
   const ForwardArgs& args = all.forward;
-  const TileIndex tile = tile_index<true>(all.order, block);
+  const TileIndex tile = tile_index<true>(args.order, block);
   TilePlace place;
   for (int a = 0; a < 3; ++a) place.at[a] = tile.at[a];
-  place.kv_head = all.order.group_blocks.divide(tile.head_block);
-  const int first = (tile.head_block - place.kv_head * static_cast<int>(all.order.group_blocks.value)) * kTileHeads;
-  place.head = kTileHeads == 1 ? tile.head_block : place.kv_head * all.order.group + first;
-  place.heads = kTileHeads == 1 ? 1 : geometry::lo(kTileHeads, all.order.group - first);
+  place.kv_head = args.order.group_blocks.divide(tile.head_block);
+  const int first = (tile.head_block - place.kv_head * static_cast<int>(args.order.group_blocks.value)) * kTileHeads;
+  place.head = kTileHeads == 1 ? tile.head_block : place.kv_head * args.order.group + first;
+  place.heads = kTileHeads == 1 ? 1 : geometry::lo(kTileHeads, args.order.group - first);
   place.cell = cell_place(args, tile.cell);
   if (kPacked && kUneven && all.places > 0) {
     const auto [sequence, of_sequence] =
@@ -211,7 +211,7 @@ __device__ __forceinline__ void load(const Sm90Args& args, Smem& smem) {
     const int n = tile_of_round(round, first, grid);
     if (n >= blocks) continue;
     Job job;
-    job.place = place_of(args, kUneven && !kCrowd ? args.order.nth(n / parts) : n / parts);
+    job.place = place_of(args, kUneven && !kCrowd ? f.order.nth(n / parts) : n / parts);
     const Cell cell = make_cell(f, job.place.cell);
     const QueryTile tile = tile_of(job.place, cell);
     if (tile.box.empty()) continue;

@@ -1,6 +1,6 @@
 // Tiles of causal attention differ in length. Blocks of the forward pass stay on their multiprocessor, and a tile's block is settled
-// by the order of the tiles: here is which order leaves none with much more than the others. Blocks of gradients come as
-// others end, the longest first.
+// by the order of the tiles: here is which order leaves none with much more than the others. Other blocks come as
+// some end, the longest first.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -82,13 +82,13 @@ int of_forward(const Plan& plan, int blocks) {
   return static_cast<int>(std::find_if(busy.begin(), busy.end(), even) - busy.begin()) + 1;
 }
 
-int of_gradients(const Plan& plan, const Spec& spec, int blocks) {
+int of_others(const Plan& plan, const Spec& spec, int blocks) {
   const Problem& p = plan.problem;
   const GpuGradientPlan& g = plan.gpu.backward;
-  const GpuKernelPlan& k = has_boxes_of_keys(spec.kernel) ? g.keys : g.queries;
-  if (k.blocks * k.key_parts <= std::int64_t{kFewWaves} * blocks) return kGradientHeads;
+  const bool of_keys = has_boxes_of_keys(spec.kernel) || owns_keys(spec.kernel);
+  const GpuKernelPlan& k = of_keys ? g.keys : spec.kernel == Kernel::forward ? plan.gpu.forward : g.queries;
+  if (k.blocks * k.key_parts <= std::int64_t{kFewWaves} * blocks * k.blocks_per_multiprocessor) return kGradientHeads;
   // Rows of columns: of keys and values, or of queries, their gradients and, in twice the bytes, sums of dQ.
-  const bool of_keys = has_boxes_of_keys(spec.kernel);
   const auto width = static_cast<double>(p.head_dim + p.head_dim_v + (of_keys && g.add_queries ? 2 * p.head_dim : 0));
   const auto heads = static_cast<double>(of_keys ? p.heads / p.heads_kv / k.key_parts : 1);
   const double bytes = static_cast<double>(of_keys ? p.queries() : p.keys()) * width * 2 * heads;
@@ -104,7 +104,7 @@ int heads_in_turns(const Plan& plan, Kernel kernel) {
   const bool forward = kernel == Kernel::sm90_forward;
   if (!spec.dense) return forward ? kWindowHeads : 1;
   if (forward) return of_forward(plan, blocks);
-  return spec.packed ? 1 : of_gradients(plan, spec, blocks);  // places of packed sequences are in no order of length
+  return spec.packed ? 1 : of_others(plan, spec, blocks);  // places of packed sequences are in no order of length
 }
 
 }  // namespace vicus::gpu

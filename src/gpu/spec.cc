@@ -136,7 +136,7 @@ std::string prologue(const Spec& s) {
   p += constant("bool", "kAddQueries", s.add_queries);
   p += constant("bool", "kCarefulSums", s.careful_sums);
   p += constant("bool", "kAdditionalTile", s.kernel == Kernel::additional);
-  p += constant("bool", "kOwnsKeys", s.kernel == Kernel::keys || s.kernel == Kernel::additional);
+  p += constant("bool", "kOwnsKeys", owns_keys(s.kernel));
   p += constant("bool", "kGathers", s.meets_parts());
   p += constant("int", "kElement", static_cast<int>(s.dtype));
   p += constant("int", "kThreadRows", s.thread_rows);
@@ -179,7 +179,7 @@ const GpuKernelPlan* tiles_of(const GpuPlan& plan, Kernel kernel) {
       return &plan.backward.values;
     case Kernel::forward:
     case Kernel::plain_forward:
-      return plan.forward.family == GpuKernels::warpgroups ? &plan.forward_unboxed : &plan.forward;
+      return &portable_forward(plan);
     case Kernel::queries:
     case Kernel::plain_queries:
       return &portable_gradients(plan).queries;
@@ -218,6 +218,10 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.stack_axis = k.stack_axis;
   s.ping_pong = k.ping_pong;
   s.key_parts = k.key_parts > 1;
+}
+
+const GpuKernelPlan& portable_forward(const GpuPlan& plan) {
+  return plan.forward.family == GpuKernels::warpgroups ? plan.forward_unboxed : plan.forward;
 }
 
 const GpuGradientPlan& portable_gradients(const GpuPlan& plan) {

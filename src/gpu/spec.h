@@ -59,6 +59,9 @@ enum class Kernel : std::uint8_t {
   return kernel == Kernel::sm90_keys || kernel == Kernel::sm90_values;
 }
 
+/// Likewise, by tensor cores.
+[[nodiscard]] constexpr bool owns_keys(Kernel kernel) { return kernel == Kernel::keys || kernel == Kernel::additional; }
+
 enum class BiasKind : std::uint8_t { none, relative, additive };
 
 struct Spec {
@@ -129,7 +132,8 @@ struct Spec {
 /// `vectors`: all rows start at multiples of 16 bytes; `bias_type`: of the bias, if there is one.
 [[nodiscard]] Spec spec_of(const Plan& plan, Kernel kernel, bool logsumexp, bool vectors, DType bias_type);
 
-/// The plan for gradients whose kernels need no boxes.
+/// The plan for the forward pass, or for gradients, whose kernels need no boxes.
+[[nodiscard]] const GpuKernelPlan& portable_forward(const GpuPlan& plan);
 [[nodiscard]] const GpuGradientPlan& portable_gradients(const GpuPlan& plan);
 
 /// A kernel of the unfused operators, with tensor cores where it can have them; `kernel` is the one without, `bias_type` of

@@ -67,6 +67,29 @@ __device__ __forceinline__ Placed place_additional(const Rows& t, const Cell& ce
   return p;
 }
 
+// Where tile number `n` of a launch is: along the axes, the longest tiles first with `kLongestFirst`, and along heads and cells.
+struct TileIndex {
+  int at[3], head_block, cell;
+};
+template <bool kLongestFirst>
+__device__ __forceinline__ TileIndex tile_index(const TileOrder& order, int n) {
+  TileIndex tile;
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    tile.at[a] = 0;
+    if (a < kFirstAxis) continue;
+    tile.at[a] = order.tiles[a].remainder(order.step[a].divide(n));
+    if (kLongestFirst && (kDense || kCausal[a])) tile.at[a] = static_cast<int>(order.tiles[a].value) - 1 - tile.at[a];
+  }
+  n = order.all.divide(n);
+  tile.cell = order.head_blocks.divide(n);
+  tile.head_block = n - tile.cell * static_cast<int>(order.head_blocks.value);
+  return tile;
+}
+
+// Tiles differ in length: in causal attention, and most along the causal axes of windows.
+constexpr bool kUneven = kDense ? kBandRight >= 0 && kBandLeft < 0 : kCausal[0] || kCausal[1] || kCausal[2];
+
 // A cell by its number: sequences slowest, residue classes of the last axis fastest.
 struct CellPlace {
   int sequence, residue[3];
@@ -147,23 +170,16 @@ struct BlockTiles {
 };
 
 __device__ __forceinline__ BlockTiles tiles_of_block(const ForwardArgs& args) {
-  u32 block = blockIdx.x;
-  int at[3] = {0, 0, 0};
-  for (int a = 2; a >= kFirstAxis; --a) {
-    const u32 tiles = args.work.tiles[a];
-    at[a] = block % tiles;
-    block /= tiles;
-    if (kDense || kCausal[a]) at[a] = args.work.tiles[a] - 1 - at[a];  // the longest first
-  }
-  const u32 blocks = geometry::ceil_div(args.work.head_blocks, kTurns);
+  const int block = static_cast<int>(blockIdx.x);
+  const TileIndex index = tile_index<true>(args.order, kUneven ? args.order.nth(block) : block);
   BlockTiles all;
-  all.first_head_block = block % blocks * kTurns;
+  all.first_head_block = index.head_block * kTurns;
   all.turns = geometry::lo(kTurns, args.work.head_blocks - all.first_head_block);
-  all.cell = make_cell(args, block / blocks);
+  all.cell = make_cell(args, index.cell);
   all.tile.place_heads(args, all.first_head_block);
   for (int a = 0; a < 3; ++a) {
     all.tile.box.axis[a] =
-        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(at[a], kTileQ[a], all.cell.grid.axis[a].queries);
+        a < kFirstAxis ? Span{0, 1} : geometry::tile_span(index.at[a], kTileQ[a], all.cell.grid.axis[a].queries);
   }
   return all;
 }

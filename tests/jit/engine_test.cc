@@ -325,5 +325,19 @@ TEST_F(GpuCalls, OtherEnginesNeedNoPreparation) {
   EXPECT_EQ(fake.loads, loads);
 }
 
+TEST_F(GpuCalls, AnAxisWithoutTokensBesideHugeOnes) {
+  problem.layout = {0, 1 << 19, 1 << 19};
+  problem.mask = Neighborhood{.kernel_size = 3};
+  problem.additional_tokens = 4;
+  problem = validate(problem);
+  const Data data(problem);
+  forget();
+  backward(plan(true), data.inputs, data.arrived, data.wanted, &stream);
+  const auto launched = events();
+  EXPECT_EQ(
+      std::count_if(launched.begin(), launched.end(), [](const std::string& e) { return e.starts_with("launch"); }), 1)
+      << "zeros for the gradients of additional tokens";
+}
+
 }  // namespace
 }  // namespace vicus

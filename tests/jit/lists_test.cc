@@ -237,10 +237,10 @@ TEST_F(GpuLists, GradientsByBoxesHavePlacesThatSequencesShare) {
   ASSERT_EQ(launches.size(), 2U) << "of queries, then of keys";
   const auto of_queries = args_of<gpu::Sm90BackwardArgs>(launches[0]);
   const auto of_keys = args_of<gpu::Sm90BackwardArgs>(launches[1]);
-  EXPECT_EQ(of_queries.order.all.value, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
-  EXPECT_EQ(of_keys.order.all.value, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
-  EXPECT_EQ(launches[0].grid[0], of_queries.order.all.value * problem.heads);
-  EXPECT_EQ(launches[1].grid[0], of_keys.order.all.value * problem.heads_kv * plan.keys.key_parts);
+  EXPECT_EQ(of_queries.backward.order.all.value, gpu::places_before(1000, kSequences, plan.queries.tile.extent[2]));
+  EXPECT_EQ(of_keys.backward.order.all.value, gpu::places_before(900, kSequences, plan.keys.kv_tile[2]));
+  EXPECT_EQ(launches[0].grid[0], of_queries.backward.order.all.value * problem.heads);
+  EXPECT_EQ(launches[1].grid[0], of_keys.backward.order.all.value * problem.heads_kv * plan.keys.key_parts);
   EXPECT_EQ(of_keys.backward.cumulative_queries, in.cumulative_queries.data());
   EXPECT_EQ(of_keys.backward.cumulative_keys, in.cumulative_keys.data());
   EXPECT_EQ(of_keys.backward.sequences, kSequences);
@@ -302,6 +302,22 @@ TEST_F(GpuLists, CopiesAreNoPartOfAGraphAndDeviceListsAre) {
   fake.capture_status = 1;
   run();
   EXPECT_EQ(launched("forward").size(), 1U);
+}
+
+TEST_F(GpuLists, OfEngineSm90OnlyTheTilesThatTokensFillCount) {
+  constexpr int kMany = 1 << 20, kTokens = 1 << 16;
+  options = {.engine = Engine::sm90, .gpu = {9, 0, 132, 232448}};
+  problem.layout = kTokens;
+  problem.heads = problem.heads_kv = 8;
+  dense.keys = kTokens;
+  dense.causal = Causal::top_left;
+  dense.device = {.sequences = kMany, .max_queries = kTokens, .max_keys = kTokens};
+  in.cumulative_queries = in.cumulative_keys = {at(0), kMany + 1};
+  run(true);  // tiles of the longest for each would be more than an int counts
+  ASSERT_EQ(launched("sm90_forward").size(), 1U);
+  const std::vector<FakeLaunch> launches = launched("sm90_backward");
+  ASSERT_EQ(launches.size(), 2U);
+  for (const FakeLaunch& launch : launches) EXPECT_LE(launch.grid[0], 8U * (kMany + kTokens / 64));
 }
 
 TEST_F(GpuLists, ListsThatAreElsewhereAreRefused) {

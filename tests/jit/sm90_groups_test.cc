@@ -99,9 +99,9 @@ TEST_F(GroupCalls, EachBlockHasSomeOfTheHeads) {
   const auto count = static_cast<unsigned>(parts);
   const unsigned tiles = (500 + 127) / 128;
   EXPECT_EQ(launches.at(1).grid[0], tiles * 3 * 2 * count);
-  EXPECT_EQ(args.order.head_blocks.value, 2 * count);
-  EXPECT_EQ(args.order.group_blocks.value, count);
-  EXPECT_EQ(args.order.group, 4 / parts);
+  EXPECT_EQ(args.backward.order.head_blocks.value, 2 * count);
+  EXPECT_EQ(args.backward.order.group_blocks.value, count);
+  EXPECT_EQ(args.backward.order.group, 4 / parts);
   EXPECT_EQ(args.backward.key_parts, parts);
   EXPECT_EQ(args.backward.key_rows, 3 * 500 * 2);
   EXPECT_EQ(launches.at(2).grid[0], 3 * 500 * 2 / 8);

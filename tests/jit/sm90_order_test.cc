@@ -65,7 +65,7 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
     p.heads = 6;
     p.heads_kv = 2;
     const gpu::Sm90Args args = told_forward(p);
-    const gpu::TileOrder& order = args.order;
+    const gpu::TileOrder& order = args.forward.order;
     std::set<std::array<int, 3>> seen;
     for (int n = 0; n < static_cast<int>(order.all.value); ++n) {
       std::array<int, 3> at{};
@@ -76,7 +76,9 @@ TEST(Order, EveryTileHasOneNumberAndCausalAxesComeLast) {
     for (std::size_t a = 0; a < 3; ++a) {
       EXPECT_EQ(static_cast<int>(order.tiles[a].value), args.forward.work.tiles[a]);
       for (std::size_t b = 0; b < 3; ++b) {
-        if (causal[a] > causal[b]) EXPECT_GT(order.step[a].value, order.step[b].value) << a << " after " << b;
+        if (causal[a] > causal[b]) {
+          EXPECT_GT(order.step[a].value, order.step[b].value) << a << " after " << b;
+        }
       }
     }
     EXPECT_EQ(order.group, 3);
@@ -125,7 +127,7 @@ TEST(Order, NoBlockHasMuchMoreThanOthers) {
       double work = 0;
       for (int round = 0; round * blocks < args.tiles; ++round) {
         const int n = gpu::tile_of_round(round, block, blocks);
-        if (n < args.tiles) work += 1 + tiles - args.order.nth(n) % tiles;
+        if (n < args.tiles) work += 1 + tiles - args.forward.order.nth(n) % tiles;
       }
       most = std::max(most, work);
       all += work;
@@ -169,7 +171,7 @@ gpu::Sm90BackwardArgs told_keys(Problem problem) {
 
 // In which order its blocks go through the axes.
 std::array<unsigned, 3> steps_of_gradients(const Problem& problem) {
-  const gpu::TileOrder order = told_keys(problem).order;
+  const gpu::TileOrder order = told_keys(problem).backward.order;
   EXPECT_EQ(order.at_once, kH100.multiprocessors);
   return {order.step[0].value, order.step[1].value, order.step[2].value};
 }
