@@ -56,6 +56,7 @@ struct BackwardArgs : ForwardArgs {
   int key_parts = 1;             ///< blocks that share out the query heads of a tile of keys
   long long key_rows = 0;        ///< B * X * Hkv
   int batch = 1, sequences = 1;  ///< packed: one batch entry, several sequences
+  bool followed = false;         ///< by a kernel of the same call that waits for this one: overlap.cuh
 };
 
 }  // namespace vicus::gpu

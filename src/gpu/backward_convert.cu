@@ -19,6 +19,7 @@ __device__ __forceinline__ void redo(const BackwardArgs& args, const RowIndex& r
 
 // Three blocks of a multiprocessor: left to itself the compiler stops at 64 registers, and spills.
 extern "C" __global__ void __launch_bounds__(kConvertThreads, 3) convert(const __grid_constant__ BackwardArgs args) {
+  begin_after_others(args.followed);
   const long long index = static_cast<long long>(blockIdx.x) * kConvertThreads + threadIdx.x;  // of four sums
   const int four = static_cast<int>(index % (kWidth / 4));
   const RowIndex row = row_index(args, index / (kWidth / 4));

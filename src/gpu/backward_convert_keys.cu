@@ -31,6 +31,7 @@ __device__ __forceinline__ KeyPlace place_of(const BackwardArgs& args, const Row
 // A warp has a whole row: were dK done again by one and dV stored by another, who comes last would settle dV's bits.
 extern "C" __global__ void __launch_bounds__(kConvertThreads, 3)
     convert_keys(const __grid_constant__ BackwardArgs args) {
+  begin_after_others(args.followed);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const RowIndex row = row_index<true>(args, static_cast<long long>(blockIdx.x) * (kConvertThreads / 32) + warp);
   if (row.batch >= args.batch) return;

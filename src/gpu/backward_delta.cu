@@ -9,6 +9,7 @@ constexpr int kLanes = 8;
 constexpr int kDeltaThreads = 256;
 
 extern "C" __global__ void __launch_bounds__(kDeltaThreads) delta(const __grid_constant__ BackwardArgs args) {
+  let_next_begin(args.followed);
   const int lane = threadIdx.x % kLanes;
   const RowIndex row = row_index(
       args, static_cast<long long>(blockIdx.x) * (kDeltaThreads / kLanes) + static_cast<int>(threadIdx.x) / kLanes);

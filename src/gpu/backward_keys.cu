@@ -122,6 +122,7 @@ __device__ __forceinline__ void take(const Exchange& from, Weights<kChunk>& p, W
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_keys(const __grid_constant__ BackwardArgs args) {
+  begin_after_others(args.followed);
   extern __shared__ __align__(128) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp % kSplits;

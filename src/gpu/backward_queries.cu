@@ -123,6 +123,7 @@ __device__ __forceinline__ void make_statistics(const BackwardArgs& args, const 
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_queries(const __grid_constant__ BackwardArgs args) {
+  begin_after_others(args.followed);
   extern __shared__ __align__(128) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   if (threadIdx.x == 0) {

@@ -256,7 +256,7 @@ Grid grid_of(const Spec& s, PlainBackwardArgs& args, const Backward& call) {
 
 // Queues the kernels of a backward call, which share `args`.
 template <class Args>
-void launch_all(const Loaded& kernels, const Backward& call, Args& args, const ForwardArgs& forward) {
+void launch_all(Loaded& kernels, const Backward& call, Args& args, const ForwardArgs& forward) {
   const auto& [plan, in, grads, out, lists, stream, gradients] = call;
   for (const Spec& spec : kernels.specs()) {
     if (spec.kernel == Kernel::packed_rest) {
@@ -266,6 +266,7 @@ void launch_all(const Loaded& kernels, const Backward& call, Args& args, const F
     }
     const Grid grid = grid_of(spec, args, call);
     if constexpr (std::is_same_v<Args, BackwardArgs>) {
+      args.followed = kernels.followed(spec);
       if (loads_boxes(spec.kernel)) {
         launch_boxes(kernels, spec, plan, in, grads.grad_output, out, args, grid.x);
         continue;
@@ -283,7 +284,7 @@ int device_of(std::initializer_list<ConstTensorView> tensors) {
   return -1;
 }
 
-void backward_plain(const Loaded& kernels, const Backward& call) {
+void backward_plain(Loaded& kernels, const Backward& call) {
   const Problem& p = call.plan.problem;
   PlainBackwardArgs args;
   fill(args.forward, call);
@@ -297,7 +298,7 @@ void backward_plain(const Loaded& kernels, const Backward& call) {
   launch_all(kernels, call, args, args.forward);
 }
 
-void backward_tensor_cores(const Loaded& kernels, const Backward& call) {
+void backward_tensor_cores(Loaded& kernels, const Backward& call) {
   const Problem& p = call.plan.problem;
   const GpuGradientPlan& g = call.gradients;
   BackwardArgs args;
@@ -337,7 +338,7 @@ void forward(const Plan& plan, const AttentionInputs& in, const TensorView& outp
   const int device = jit::device_of(output.data());
   const jit::ContextGuard context(device);
   const bool vectors = aligned({in.query, in.key, in.value, in.additional_keys, in.additional_values, output});
-  const Loaded kernels(
+  Loaded kernels(
       kernels_of(plan,
                  Call{.logsumexp = logsumexp.present(),
                       .vectors = vectors,
@@ -388,7 +389,7 @@ void backward(const Plan& plan, const AttentionInputs& in, const AttentionGradIn
   const bool boxes = vectors && plan.gpu.backward.keys.family == GpuKernels::warpgroups &&
                      addressable(p, {in.query, in.key, in.value, in.additional_keys, in.additional_values,
                                      grads.grad_output, out.query, out.key, out.value});
-  const Loaded kernels(kernels_of(plan, Call{.backward = true,
+  Loaded kernels(kernels_of(plan, Call{.backward = true,
                                        .vectors = vectors,
                                        .boxes = boxes,
                                        .bias_type = bias_type_of(p, in),

@@ -68,7 +68,7 @@ Loaded::Loaded(const Kernels& kernels, void* stream) : kernels_(kernels), stream
   find_all();
 }
 
-void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t arg_bytes) const {
+void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t arg_bytes) {
   if (grid.x == 0 || grid.y == 0) return;
   if (grid.x > std::numeric_limits<int>::max() || grid.y > kMostGridY) {
     throw Unsupported("engine sm80 launches at most 2147483647 x 65535 blocks, the problem has " +
@@ -76,7 +76,8 @@ void Loaded::launch(const Spec& spec, Grid grid, const void* args, std::size_t a
   }
   const jit::Kernel& kernel = *loaded_.at(static_cast<std::size_t>(&spec - kernels_.begin()));
   jit::launch(kernel, {.x = static_cast<unsigned>(grid.x), .y = static_cast<unsigned>(grid.y)}, spec.threads(),
-              shared_bytes(spec), stream_, args, arg_bytes);
+              shared_bytes(spec), stream_, args, arg_bytes, launched_ && waits(spec.kernel));
+  launched_ = true;
 }
 
 Scratch::Scratch(std::size_t bytes, void* stream)

@@ -47,19 +47,25 @@ class Loaded {
   Loaded(const Kernels& kernels, void* stream);
 
   [[nodiscard]] const Kernels& specs() const { return kernels_; }
+  /// Whether one that waits is launched after this one.
+  [[nodiscard]] bool followed(const Spec& spec) const {
+    return &spec + 1 != kernels_.end() && waits((&spec + 1)->kernel);
+  }
 
-  /// `spec` is one of `specs()`. An empty grid is nothing to do. Throws Unsupported beyond the driver's largest grid.
+  /// `spec` is one of `specs()`; one that waits (spec.h) may begin before the one launched last by this ends. An empty grid is
+  /// nothing to do. Throws Unsupported beyond the driver's largest grid.
   template <class Args>
-  void launch(const Spec& spec, Grid grid, const Args& args) const {
+  void launch(const Spec& spec, Grid grid, const Args& args) {
     launch(spec, grid, &args, sizeof(args));
   }
 
  private:
-  void launch(const Spec& spec, Grid grid, const void* args, std::size_t arg_bytes) const;
+  void launch(const Spec& spec, Grid grid, const void* args, std::size_t arg_bytes);
 
   Kernels kernels_;
   std::array<const jit::Kernel*, Kernels::kMost> loaded_{};
   void* stream_;
+  bool launched_ = false;
 };
 
 /// Memory of the stream's device, given back in the order of the stream: of the thread's ScratchSource, or of the library's

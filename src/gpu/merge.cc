@@ -54,7 +54,7 @@ class Merge {
     }
     return {kernels, stream_};
   }
-  void run(const Loaded& loaded, std::size_t kernel, const MergeArgs& args) const {
+  void run(Loaded& loaded, std::size_t kernel, const MergeArgs& args) const {
     const Spec& spec = loaded.specs().begin()[kernel];
     const std::int64_t per_block = spec.threads() / spec.lanes;
     loaded.launch(spec, {(rows_ + per_block - 1) / per_block, std::min(batch_, kMostGridY)}, args);
@@ -83,7 +83,7 @@ void forward(const MergeParts& parts, const TensorView& output, const TensorView
   const jit::ContextGuard context(jit::device_of(output.numel() > 0 ? output.data() : logsumexp.data()));
   const Merge merge(parts, stream);
   const bool vectors = aligned(parts.outputs) && gpu::aligned({output});
-  const Loaded loaded = merge.load({Kernel::merge_forward}, vectors);
+  Loaded loaded = merge.load({Kernel::merge_forward}, vectors);
   // Two places in turn: a kernel must not write what it reads.
   const DType sums = logsumexp_type(parts.dtype());
   const auto padded_bytes = [](std::int64_t elements, DType dtype) {
@@ -122,8 +122,8 @@ void backward(const MergeParts& parts, const ConstTensorView& grad_output, const
   bool vectors = aligned(parts.outputs) && gpu::aligned({grad_output});
   for (const TensorView& t : gradients.outputs) vectors = vectors && gpu::aligned({t});
   const bool several = parts.count() > kMost;
-  const Loaded loaded = several ? merge.load({Kernel::merge_backward, Kernel::merge_sums}, vectors)
-                                : merge.load({Kernel::merge_backward}, vectors);
+  Loaded loaded = several ? merge.load({Kernel::merge_backward, Kernel::merge_sums}, vectors)
+                          : merge.load({Kernel::merge_backward}, vectors);
   constexpr std::size_t kSums = 3;
   const Scratch scratch(
       several ? kSums * static_cast<std::size_t>(parts.rows()) * dtype_size(logsumexp_type(parts.dtype())) : 0, stream);

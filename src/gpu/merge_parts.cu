@@ -1,6 +1,7 @@
 // Merges what parts of the keys give (engine sm90), float32 and one part after the other, into the output and the logsumexp;
 // see merge.cuh.
 #include "merge.cuh"
+#include "overlap.cuh"
 
 namespace vicus::gpu {
 
@@ -44,6 +45,7 @@ __device__ __forceinline__ void merge_row(const MergeArgs& args, const Row& row)
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) merge_parts(const __grid_constant__ MergeArgs args) {
+  await_kernels_before();
   for_each_row(args, [&](const Row& row, long long) { merge_row(args, row); });
 }
 

@@ -2,7 +2,8 @@
 //
 // A block owns rows and meets tiles of columns. Where rows are keys (kOfKeys) it sums dK and dV over the tiles of the queries
 // that see them, of all heads of the group; where rows are queries it sums dQ over key tiles. Nothing is summed across
-// blocks, so both are bit-exact, without scratch memory. With kAddQueries there is no second kernel: blocks of keys also
+// blocks, so both are bit-exact, without scratch memory. With kKeyParts several blocks share out the heads of the group, and
+// backward_convert_keys.cu sums their parts in one order. With kAddQueries there is no second kernel: blocks of keys also
 // add what they know of dQ to scratch (sm90_query_sums.cuh), five products instead of seven. dK and dV of long head dims,
 // which do not fit into registers together, have a kernel each (kApart): eight products.
 //
@@ -28,6 +29,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
   const int thread = static_cast<int>(threadIdx.x);
+  let_next_begin(args.backward.followed);
   const RowTile rows = row_tile(args);  // by each thread: to hear of it from one of them takes longer
   if (thread == 0) {
     init_barriers(smem);
@@ -44,13 +46,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       Loader loader{args, smem};
       for (loader.begin(); loader.left > 0;) loader.next();
     }
-    if (kOfKeys && thread >= 32 && thread < 32 + 32 * kStatisticsWarps) load_statistics(args.backward, smem);
+    if (kOfKeys && thread >= 32 && thread < 32 + 32 * kStatisticsWarps) {
+      await_kernels_before();
+      load_statistics(args.backward, smem);
+    }
     if (kAdds && thread == 96) add_query_sums(args, smem);
   } else {
     if constexpr (!kCrowd) registers_up<kMathRegisters>();
     Products products(smem, role - 1);
     Attend attend{args.backward, smem, products, {args, smem}, role - 1};
-    if constexpr (kCrowd) attend.begin_loads();
+    if constexpr (kCrowd) {
+      if (thread >= 32 * kFirstCopyWarp) await_kernels_before();  // which bring statistics
+      attend.begin_loads();
+    }
+    await_kernels_before();
     if constexpr (kOfQueries) attend.note_statistics();
     mbarrier_wait(smem_address(&smem.rows_full), 0);
     attend.run();

@@ -110,7 +110,7 @@ bool addressable(const Problem& p, std::initializer_list<ConstTensorView> tensor
                      [&](const ConstTensorView& t) { return addressable(t, p.rank()); });
 }
 
-void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
+void launch_boxes(Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles) {
   Sm90Args all;
   if (spec.packed && spec.band_right >= 0 && spec.band_left < 0) {  // causal: kUneven
@@ -151,7 +151,7 @@ void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, con
   kernels.launch(spec, std::min(blocks, resident), all);
 }
 
-void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args, const KeyParts& parts) {
+void launch_merge(Loaded& kernels, const Spec& spec, const Problem& p, const ForwardArgs& args, const KeyParts& parts) {
   const std::int64_t rows = p.queries() * p.heads, of_a_block = spec.threads() / spec.lanes;
   require_countable("queries times heads", rows);
   MergeArgs all;
@@ -167,7 +167,7 @@ void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& p, con
   kernels.launch(spec, {(rows + of_a_block - 1) / of_a_block, std::min(p.batch, kMostGridY)}, all);
 }
 
-void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
+void launch_boxes(Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
                   std::int64_t blocks) {
   const GpuGradientPlan& gradients = plan.gpu.backward;

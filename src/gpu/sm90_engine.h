@@ -22,15 +22,15 @@ struct KeyParts {
 };
 
 /// `args` is complete, `tiles` counts tiles of queries. Throws Unsupported for more tiles than an int counts.
-void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
+void launch_boxes(Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ForwardArgs& args, const KeyParts& parts, std::int64_t tiles);
 
 /// Merges them into the output and the logsumexp of `args`.
-void launch_merge(const Loaded& kernels, const Spec& spec, const Problem& problem, const ForwardArgs& args,
+void launch_merge(Loaded& kernels, const Spec& spec, const Problem& problem, const ForwardArgs& args,
                   const KeyParts& parts);
 
 /// The same of a kernel for gradients, `blocks` of its rows. Throws Unsupported too for more rows of statistics.
-void launch_boxes(const Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
+void launch_boxes(Loaded& kernels, const Spec& spec, const Plan& plan, const AttentionInputs& in,
                   const ConstTensorView& grad_output, const AttentionGradients& out, const BackwardArgs& args,
                   std::int64_t blocks);
 

@@ -401,6 +401,7 @@ extern "C" __global__ void __launch_bounds__(kMostThreads, kMinBlocks)
     sm90_forward(const __grid_constant__ Sm90Args args) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Smem& smem = *reinterpret_cast<Smem*>(dynamic);
+  if constexpr (kKeyParts) let_next_begin(true);  // the merge
   if constexpr (kCrowd) attend_once(args, smem);
   else attend_all(args, smem);
 }

@@ -62,6 +62,24 @@ enum class Kernel : std::uint8_t {
 /// Likewise, by tensor cores.
 [[nodiscard]] constexpr bool owns_keys(Kernel kernel) { return kernel == Kernel::keys || kernel == Kernel::additional; }
 
+/// Text that waits for the kernels before it: such a kernel may be launched while those still run.
+[[nodiscard]] constexpr bool waits(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::queries:
+    case Kernel::keys:
+    case Kernel::additional:
+    case Kernel::convert:
+    case Kernel::convert_keys:
+    case Kernel::sm90_queries:
+    case Kernel::sm90_keys:
+    case Kernel::sm90_values:
+    case Kernel::merge_parts:
+      return true;
+    default:
+      return false;
+  }
+}
+
 enum class BiasKind : std::uint8_t { none, relative, additive };
 
 struct Spec {

@@ -7,6 +7,7 @@
 
 #include "args.h"
 #include "mma.cuh"
+#include "overlap.cuh"
 #include "vicus/geometry.h"
 
 namespace vicus::gpu {

@@ -110,7 +110,7 @@ void run(const Problem& p, std::span<const UnfusedStep> steps, void* stream) {
   }
   if (operations.empty()) return;
   const jit::ContextGuard context(jit::device_of(written));
-  const Loaded loaded(kernels, stream);
+  Loaded loaded(kernels, stream);
   for (std::size_t i = 0; i < operations.size(); ++i) {
     loaded.launch(loaded.specs().begin()[i], operations[i].grid, operations[i].args);
   }

@@ -51,6 +51,7 @@ Driver open_driver() {
   library.resolve(d.cuFuncGetParamInfo, "cuFuncGetParamInfo");
   need(d.cuOccupancyMaxActiveBlocksPerMultiprocessor, "cuOccupancyMaxActiveBlocksPerMultiprocessor");
   need(d.cuLaunchKernel, "cuLaunchKernel");
+  library.resolve(d.cuLaunchKernelEx, "cuLaunchKernelEx");
   library.resolve(d.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
   need(d.cuStreamIsCapturing, "cuStreamIsCapturing");
   need(d.cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode");

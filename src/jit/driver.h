@@ -39,6 +39,18 @@ enum CUfunction_attribute : int {
   kRegisters = 4,
   kMaxDynamicSharedBytes = 8,
 };
+enum CUlaunchAttributeID : int { kProgrammaticStreamSerialization = 6 };
+struct alignas(8) CUlaunchAttribute {
+  CUlaunchAttributeID id = kProgrammaticStreamSerialization;
+  int padding = 0;
+  int value[16] = {};
+};
+struct CUlaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  CUstream stream;
+  CUlaunchAttribute* attributes;
+  unsigned attribute_count;
+};
 enum CUtensorMapDataType : int { kTensorMapFloat16 = 6, kTensorMapFloat32 = 7, kTensorMapBfloat16 = 9 };
 enum CUtensorMapInterleave : int { kTensorMapNotInterleaved = 0 };
 enum CUtensorMapSwizzle : int { kTensorMapNotSwizzled = 0, kTensorMapSwizzle128 = 3 };
@@ -88,6 +100,7 @@ struct Driver {
   CUresult (*cuLaunchKernel)(CUfunction, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                              unsigned block_y, unsigned block_z, unsigned shared, CUstream, void** params,
                              void** extra);
+  CUresult (*cuLaunchKernelEx)(const CUlaunchConfig*, CUfunction, void** params, void** extra);  // optional: since 11.8
   CUresult (*cuTensorMapEncodeTiled)(void* map, CUtensorMapDataType, std::uint32_t rank, void* data,
                                      const std::uint64_t* sizes, const std::uint64_t* strides, const std::uint32_t* box,
                                      const std::uint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle,

@@ -30,6 +30,9 @@ Kernel load_kernel(const Source& source) {
   check(d.cuFuncSetAttribute(kernel.function, kMaxDynamicSharedBytes,
                              device.shared_bytes_per_block - kernel.shared_bytes),
         "cuFuncSetAttribute", doing.c_str());
+  // Before 12.3 graphs that are captured do not know of it.
+  constexpr int kFirstArch = 9, kFirstDriver = 12030;
+  kernel.can_overlap = d.cuLaunchKernelEx != nullptr && device.arch.major >= kFirstArch && d.version >= kFirstDriver;
   std::size_t offset = 0;
   if (d.cuFuncGetParamInfo != nullptr) {
     check(d.cuFuncGetParamInfo(kernel.function, 0, &offset, &kernel.arg_bytes), "cuFuncGetParamInfo", doing.c_str());
@@ -55,19 +58,28 @@ void refuse_capture(void* stream) {
 }
 
 void launch(const Kernel& kernel, Dim3 grid, int threads, int dynamic_shared_bytes, void* stream, const void* args,
-            std::size_t arg_bytes) {
+            std::size_t arg_bytes, bool overlap) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (kernel.arg_bytes != 0 && kernel.arg_bytes != arg_bytes) [[unlikely]] {
     throw std::logic_error(kernel.name + " takes " + std::to_string(kernel.arg_bytes) + " bytes of arguments; got " +
                            std::to_string(arg_bytes));
   }
   void* params[] = {const_cast<void*>(args)};
-  const CUresult result = driver().cuLaunchKernel(
-      kernel.function, grid.x, grid.y, grid.z, static_cast<unsigned>(threads), 1, 1,
-      static_cast<unsigned>(dynamic_shared_bytes), static_cast<CUstream>(stream), params, nullptr);
+  const bool overlaps = overlap && kernel.can_overlap;
+  const auto block = static_cast<unsigned>(threads), shared = static_cast<unsigned>(dynamic_shared_bytes);
+  CUresult result = kCudaSuccess;
+  if (overlaps) {
+    CUlaunchAttribute serialization{.value = {1}};
+    const CUlaunchConfig config{grid.x,         grid.y, grid.z, block, 1, 1, shared, static_cast<CUstream>(stream),
+                                &serialization, 1};
+    result = driver().cuLaunchKernelEx(&config, kernel.function, params, nullptr);
+  } else {
+    result = driver().cuLaunchKernel(kernel.function, grid.x, grid.y, grid.z, block, 1, 1, shared,
+                                     static_cast<CUstream>(stream), params, nullptr);
+  }
   if (result == kCudaSuccess) [[likely]]
     return;
-  throw_driver_error(result, "cuLaunchKernel",
+  throw_driver_error(result, overlaps ? "cuLaunchKernelEx" : "cuLaunchKernel",
                      "launching " + kernel.name + " with grid " + std::to_string(grid.x) + " x " +
                          std::to_string(grid.y) + " x " + std::to_string(grid.z) + ", " + std::to_string(threads) +
                          " threads (" + std::to_string(kernel.registers) + " registers each), " +

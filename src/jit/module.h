@@ -25,6 +25,7 @@ struct Kernel {
   CUfunction function = nullptr;
   int registers = 0, local_bytes = 0, shared_bytes = 0;  // local: stack and spills; shared: static
   std::size_t arg_bytes = 0;                             // 0: the driver is too old to tell
+  bool can_overlap = false;                              // with the kernel before it; since sm_90 and CUDA 12.3
   std::string name;                                      // for messages
 };
 
@@ -43,9 +44,10 @@ struct Dim3 {
 void refuse_capture(void* stream);
 
 /// Launches on `stream` (a CUstream or cudaStream_t) of the current context; `args` is the kernel's one argument. An
-/// empty grid is nothing to do.
+/// empty grid is nothing to do. `overlap`: the kernel waits by itself for what it needs of the stream's last launch, and may
+/// begin before that ends (programmatic dependent launch), where the device and the driver can do that.
 void launch(const Kernel& kernel, Dim3 grid, int threads, int dynamic_shared_bytes, void* stream, const void* args,
-            std::size_t arg_bytes);
+            std::size_t arg_bytes, bool overlap = false);
 
 /// Blocks that one multiprocessor holds at a time.
 [[nodiscard]] int blocks_per_multiprocessor(const Kernel& kernel, int threads, int dynamic_shared_bytes);

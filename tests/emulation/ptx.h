@@ -71,6 +71,9 @@ void mbarrier_arrive_shared_cta_b64(Unused, u32 barrier);
 void mbarrier_arrive_expect_tx_shared_cta_b64(Unused, u32 barrier, int bytes);
 void mbarrier_try_wait_parity_shared_cta_b64(bool& done, u32 barrier, u32 parity);
 inline void fence_mbarrier_init_release_cluster() {}
+// Here one kernel is done before the next one begins.
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() {}
 inline void fence_proxy_async_shared_cta() {}
 
 // --- Memory -----------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@
 
 namespace vicus::testing {
 
-/// Memory of device 0, aligned as the driver's is.
+/// Memory of a device, aligned as the driver's is.
 class Tensor {
  public:
-  Tensor(DType dtype, const std::vector<std::int64_t>& shape, std::int64_t offset = 0) {
-    const jit::ContextGuard context(0);
+  Tensor(DType dtype, const std::vector<std::int64_t>& shape, std::int64_t offset = 0, int device = 0)
+      : device_(device) {
+    const jit::ContextGuard context(device);
     const TensorLayout layout{std::span<const std::int64_t>(shape)};
     const std::size_t bytes = (static_cast<std::size_t>(layout.numel() + offset) + 16) * dtype_size(dtype);
     jit::check(jit::driver().cuMemAlloc(&data_, bytes), "cuMemAlloc");
@@ -25,7 +26,7 @@ class Tensor {
     view = TensorView(reinterpret_cast<void*>(start), dtype, layout);
   }
   ~Tensor() {
-    const jit::ContextGuard context(0);
+    const jit::ContextGuard context(device_);
     jit::driver().cuMemFree(data_);
   }
   Tensor(Tensor&&) = delete;
@@ -36,6 +37,7 @@ class Tensor {
   TensorView view;
 
  private:
+  int device_;
   jit::CUdeviceptr data_ = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +18,7 @@
 
 using vicus::testing::FakeContext;
 using vicus::testing::FakeCuda;
+using vicus::testing::FakeLaunch;
 using vicus::testing::FakePool;
 
 namespace {
@@ -31,6 +33,15 @@ struct Function {
   std::size_t arg_bytes = 0;
 };
 struct Event {};
+struct LaunchAttribute {
+  int id, padding, value[16];
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
 
 FakeCuda state;
 std::deque<Module> modules;
@@ -228,26 +239,45 @@ EXPORT cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function*, int t
   *blocks = 2048 / threads - static_cast<int>(shared / 50000);
   return 0;
 }
+
+namespace {
+
+int launch(Function* function, const LaunchConfig& config, void** params, void** extra) {
+  if (config.block[1] != 1 || config.block[2] != 1 || extra != nullptr) return 1;
+  const std::lock_guard lock(state.mutex);
+  const unsigned threads = config.block[0];
+  note("launch " + function->name + " " + std::to_string(threads));
+  if (function->kernel != nullptr) {
+    const auto& [x, y, z] = config.grid;
+    emulation_error = emulation::run({function->kernel, {x, y, z}, threads, config.shared, params[0]});
+    return emulation_error == nullptr ? 0 : kEmulationFailed;
+  }
+  const std::size_t bytes =
+      state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : state.recorded_bytes;
+  FakeLaunch made;
+  made.kernel = function->name;
+  std::copy_n(config.grid, 3, made.grid);
+  made.threads = threads;
+  made.shared = config.shared;
+  made.stream = config.stream;
+  made.args.assign(static_cast<const char*>(params[0]), bytes);
+  made.overlaps = config.attribute_count > 0 && config.attributes->value[0] != 0;
+  state.launches.push_back(made);
+  return 0;
+}
+
+}  // namespace
+
 EXPORT cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, void* stream, void** params, void** extra) {
   if (const int code = failing("cuLaunchKernel")) return code;
-  if (by != 1 || bz != 1 || extra != nullptr) return 1;
-  const std::lock_guard lock(state.mutex);
-  if (function->kernel != nullptr) {
-    note("launch " + function->name + " " + std::to_string(bx));
-    emulation_error = emulation::run({function->kernel, {gx, gy, gz}, bx, shared, params[0]});
-    return emulation_error == nullptr ? 0 : kEmulationFailed;
-  }
-  note("launch " + function->name + " " + std::to_string(bx));
-  state.launches.push_back(
-      {function->name,
-       {gx, gy, gz},
-       bx,
-       shared,
-       stream,
-       std::string(static_cast<const char*>(params[0]),
-                   state.arg_bytes.contains(function->name) ? state.arg_bytes[function->name] : state.recorded_bytes)});
-  return 0;
+  return launch(function, {{gx, gy, gz}, {bx, by, bz}, shared, stream, nullptr, 0}, params, extra);
+}
+EXPORT cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** params, void** extra) {
+  if (const int code = failing("cuLaunchKernelEx")) return code;
+  constexpr int kProgrammaticStreamSerialization = 6;
+  if (config->attribute_count != 1 || config->attributes->id != kProgrammaticStreamSerialization) return 1;
+  return launch(function, *config, params, extra);
 }
 EXPORT cuStreamIsCapturing(void*, int* status) {
   *status = state.capture_status;

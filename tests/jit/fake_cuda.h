@@ -32,9 +32,10 @@ struct FakeMemory {
 
 struct FakeLaunch {
   std::string kernel;
-  unsigned grid[3], threads, shared;
-  void* stream;
+  unsigned grid[3] = {}, threads = 0, shared = 0;
+  void* stream = nullptr;
   std::string args;
+  bool overlaps = false;  // may begin before the launch ahead of it ends
 };
 
 struct FakePool {

@@ -230,6 +230,22 @@ TEST_F(Module, LaunchPassesEverythingOn) {
   EXPECT_EQ(blocks_per_multiprocessor(kernel, 256, 100000), 6);
 }
 
+TEST_F(Module, OverlapsWhereTheDeviceCan) {
+  const Args args;
+  for (const int device : {0, 1}) {  // of sm_80 and sm_90
+    const ContextGuard guard(device);
+    const Kernel& kernel = get({});
+    for (const bool overlap : {false, true}) {
+      launch(kernel, {1, 1, 1}, 128, 0, nullptr, &args, sizeof(args), overlap);
+      EXPECT_EQ(fake.launches.back().overlaps, overlap && device == 1);
+    }
+  }
+  const ContextGuard guard(1);
+  fail("cuLaunchKernelEx", 700);
+  EXPECT_CONTAINS(message<DriverError>([&] { launch(get({}), {1, 1, 1}, 128, 0, nullptr, &args, sizeof(args), true); }),
+                  "cuLaunchKernelEx");
+}
+
 TEST_F(Module, AnEmptyGridLaunchesNothing) {
   const ContextGuard guard(0);
   const Kernel& kernel = get({});
