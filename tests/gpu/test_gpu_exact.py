@@ -1,6 +1,7 @@
 """What must hold to the bit: the same result in every run, nothing from outside a window, nothing written beside an
 output, the same result from a CUDA graph."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -97,11 +98,24 @@ def test_a_query_of_nan_spoils_no_other():
     assert_as_before(got, output)
 
 
+@contextlib.contextmanager
+def allocations():
+    """Addresses and sizes in bytes of what PyTorch's allocator is asked for in the meantime."""
+    taken = []
+    torch.cuda.memory._record_memory_history(context=None)
+    try:
+        yield taken
+        traces = torch.cuda.memory._snapshot()["device_traces"]
+        taken += [(e["addr"], e["size"]) for trace in traces for e in trace if e["action"] == "alloc"]
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
 @alone
 @each_problem
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_nothing_is_written_beside_outputs(name, deterministic):
-    """Outputs are cut from one block of known bytes; what of it is not theirs must keep them."""
+    """Outputs and scratch are cut from one block of known bytes; what of it is not theirs must keep them."""
     p = dataclasses.replace(PROBLEMS[name], batch=8)
     t = tensors(Case(name, p, seed=7))
     kept = [x.clone() for x in forward(p, t)]
@@ -112,16 +126,18 @@ def test_nothing_is_written_beside_outputs(name, deterministic):
         block = torch.empty(size, dtype=torch.uint8, device="cuda").fill_(pattern)
         start = block.data_ptr()
         del block  # the pool keeps it, and cuts from it what is asked for next
-        outputs = [*forward(p, t), *backward(p, t, kept, deterministic).values()]
+        with allocations() as taken:
+            outputs = [*forward(p, t), *backward(p, t, kept, deterministic).values()]
     mine, inside = torch.zeros(size, dtype=torch.bool, device="cuda"), 0
-    for x in outputs:
-        first = x.data_ptr() - start
-        if 0 <= first < size:
+    for address, count in taken:
+        if 0 <= (first := address - start) < size:
             inside += 1
-            mine[first : first + x.numel() * x.element_size()] = True
+            mine[first : first + count] = True
+    asked = dict(taken)
+    assert all(asked[x.data_ptr()] == x.numel() * x.element_size() for x in outputs if x.data_ptr() in asked)
     assert inside >= 4, "the pool took the outputs from elsewhere"
-    beside = device_bytes(start, size)[~mine]
-    assert bool((beside == pattern).all())
+    intact = bool((device_bytes(start, size)[~mine] == pattern).all())
+    assert intact
 
 
 @each_problem
