@@ -197,11 +197,11 @@ std::vector<BoxCase> box_cases() {
   full.keys = causal.keys = sliding.keys = 3000;
   causal.causal = Causal::bottom_right;
   sliding.window_left = sliding.window_right = 100;
-  for (const std::int64_t d : {8, 32, 40, 64, 72, 96, 112, 128, 160, 192, 256}) add(d, d, {3000}, full);
+  for (const std::int64_t d : {8, 32, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256}) add(d, d, {3000}, full);
   for (const std::int64_t d : {64, 128, 256}) add(d, d, {3000}, causal, d == 128 ? 9 : 0);
   add(192, 128, {3000}, causal);
   add(64, 128, {3000}, sliding);
-  for (const std::int64_t d : {64, 128, 256}) {
+  for (const std::int64_t d : {64, 80, 128, 256}) {
     add(d, d, {5000}, Neighborhood{.kernel_size = 700, .is_causal = d == 64});
     add(d, d, {56, 56}, Neighborhood{.kernel_size = 7}, d == 64 ? 9 : 0);
     add(d, d, {128, 128}, Neighborhood{.kernel_size = 50, .dilation = 2});
@@ -210,8 +210,9 @@ std::vector<BoxCase> box_cases() {
   }
   // The longest and the shortest tiles of keys with every tile of queries: sm90_shapes.h.
   constexpr std::array<int, 4> kShapes[] = {
-      {64, 192, 128, 48},  {64, 128, 176, 48}, {64, 64, 176, 48},  {128, 128, 176, 48}, {128, 64, 176, 48},
-      {192, 128, 112, 32}, {192, 64, 112, 32}, {256, 128, 80, 32}, {256, 64, 80, 32},
+      {64, 192, 128, 48}, {64, 128, 176, 48},  {64, 64, 176, 48},  {72, 192, 128, 48}, {72, 128, 176, 48},
+      {72, 64, 176, 48},  {80, 192, 112, 48},  {80, 128, 176, 48}, {80, 64, 176, 48},  {128, 128, 176, 48},
+      {128, 64, 176, 48}, {192, 128, 112, 32}, {192, 64, 112, 32}, {256, 128, 80, 32}, {256, 64, 80, 32},
   };
   for (const auto& [d, rows, most, least] : kShapes) {
     for (const int keys : {most, least}) {
@@ -248,7 +249,7 @@ std::vector<BoxCase> box_cases() {
   Dense packed = causal, padded = full;
   packed.device = {.sequences = 9, .max_queries = 400, .max_keys = 400};
   padded.device.key_lengths = true;
-  for (const std::int64_t d : {64, 128, 256}) {
+  for (const std::int64_t d : {64, 80, 128, 256}) {
     add(d, d, {3000}, packed, d == 128 ? 9 : 0);
     list.back().problem.batch = 1;
     add(d, d, {3000}, padded);
@@ -262,6 +263,14 @@ std::vector<BoxCase> box_cases() {
     add(d, d, {6, 15, 17}, Neighborhood{.kernel_size = {5, 14, 15}, .is_causal = {1, 0, 0}}, d == 64 ? 9 : 0);
     list.back().problem.batch = list.back().problem.heads = list.back().problem.heads_kv = 1;
   }
+  // Features that are no multiple of 16.
+  add(72, 72, {3000}, packed, 9);
+  list.back().problem.batch = 1;
+  add(72, 72, {3000}, padded);
+  add(72, 72, {5000}, Neighborhood{.kernel_size = 300, .dilation = 8}, 9);
+  add(72, 72, {5000}, Neighborhood{.kernel_size = 700, .is_causal = true});
+  add(72, 72, {128, 128}, Neighborhood{.kernel_size = 50, .dilation = 2});
+  add(72, 72, {33, 34}, Neighborhood{.kernel_size = 30, .is_causal = {0, 1}}, 9);
   // Gradients of all head dims that have them.
   Dense sliding_packed = sliding, sliding_padded = sliding;
   sliding_packed.device = packed.device;
