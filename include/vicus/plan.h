@@ -154,6 +154,9 @@ struct GpuKernelPlan {
   int key_parts = 1;
   /// Warpgroups: of tiles that differ in length (causal attention), those of so many heads take turns, the longest first.
   int heads_in_turns = 1;
+  /// Warpgroups, gradients of keys: a block goes on with the next query head of the group before the next queries, which many
+  /// blocks then meet at a time; otherwise one head after the other.
+  bool heads_inside = true;
   int blocks_per_multiprocessor = 0;
   int shared_bytes = 0;
   std::int64_t blocks = 0;

@@ -97,6 +97,7 @@ Json to_json(const GpuKernelPlan& plan) {
     json["ping_pong"] = plan.ping_pong;
     json["key_parts"] = plan.key_parts;
     json["heads_in_turns"] = plan.heads_in_turns;
+    json["heads_inside"] = plan.heads_inside;
   } else {
     json["row_blocks"] = plan.row_blocks;
     json["turns"] = plan.turns;

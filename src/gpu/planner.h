@@ -31,8 +31,11 @@ struct BoxPlan {
 /// Scratch for dK and dV of parts of the query heads, where there are several.
 [[nodiscard]] std::size_t head_parts_bytes(const Problem& problem, int parts);
 
-/// GpuKernelPlan::heads_in_turns of a kernel of the plan.
+/// GpuKernelPlan::heads_in_turns of a kernel of the plan; of keys, GpuKernelPlan::heads_inside is known.
 [[nodiscard]] int heads_in_turns(const Plan& plan, Kernel kernel);
+
+/// GpuKernelPlan::heads_inside of the plan's kernel of keys.
+[[nodiscard]] bool heads_inside(const Plan& plan);
 
 /// Pairs that a machine with no multiprocessor idle computes in the time of a forward pass, of either engine.
 [[nodiscard]] double busy_pairs(const Plan& plan, const GpuKernelPlan& forward);

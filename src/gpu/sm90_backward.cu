@@ -62,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     await_kernels_before();
     if constexpr (kOfQueries) attend.note_statistics();
     mbarrier_wait(smem_address(&smem.rows_full), 0);
+    attend.begin_rows();
     attend.run();
     attend.finish(args);
   }

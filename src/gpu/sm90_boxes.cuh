@@ -21,7 +21,7 @@ constexpr bool kHeadAxis = kRank < 3;  // maps have an axis for heads; otherwise
 static_assert(kKeys % 16 == 0 && kKeys <= 256 && kPositions % kWarpgroups == 0 && kBoxRows <= kRows);
 static_assert(!kCrowd || kWarpgroups == 1);
 static_assert(kTileQ[kStackAxis] % kWarpgroups == 0);
-static_assert(kHeadAxis || (kHeadDim % 16 == 0 && kTileHeads == 1));  // features of the next head follow
+static_assert(kHeadAxis || kTileHeads == 1);
 
 // What a tile of keys is to queries whose windows have this hull and core.
 __device__ __forceinline__ TileUse use_of(const Box& hull, const Box& core, const KeyWalk& walk, int additional) {
@@ -138,6 +138,20 @@ __device__ __forceinline__ void clear_rows(u16 (&tile)[kBoxSlabs][kElements], in
 __device__ __forceinline__ void show_products(int barrier) {
   fence_proxy_async();
   barrier_sync(barrier, kWarpgroupThreads);
+}
+
+// Products take 16 features at a time: where those of the next head follow the last 8, zeros take their place in a warpgroup's
+// rows. What is not finite in the other operand then makes a NaN, and its row is done again, value by value.
+template <int kWidth>
+constexpr bool kNextHeadFollows = !kHeadAxis && kWidth % 16 != 0;
+template <int kWidth>
+__device__ __forceinline__ void clear_next_head(u16* rows) {
+  if constexpr (kNextHeadFollows<kWidth>) {
+    const int row = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
+    constexpr int kEight = kWidth % kSlab / 8;
+    u16* const slab = rows + kWidth / kSlab * kRows * kSlab;
+    if (row < kRows) reinterpret_cast<uint4*>(slab)[row * (kSlab / 8) + (kEight ^ row % 8)] = uint4{0, 0, 0, 0};
+  }
 }
 
 // A tile of a packed sequence.

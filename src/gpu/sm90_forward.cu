@@ -166,6 +166,14 @@ struct Attend {
     --tiles_left;
   }
 
+  // Once the queries are there.
+  __device__ __forceinline__ void begin_queries() const {
+    if constexpr (kNextHeadFollows<kHeadDim>) {
+      clear_next_head<kHeadDim>(smem.query[warpgroup][0]);
+      show_products(kCleared + warpgroup);
+    }
+  }
+
   // One product after the other: in a crowd, those of other blocks run meanwhile.
   __device__ __forceinline__ void run_in_crowd() {
 #pragma unroll
@@ -179,6 +187,7 @@ struct Attend {
     constexpr int kLines = kRank == 3 ? 1 : 0;  // their axis
     ThreadLines lines(first[kLines], other[kLines], origin.at[1]);
     mbarrier_wait(smem_address(&smem.query_full[warpgroup]), 0);
+    begin_queries();
 #pragma unroll 1
     for (; tiles_left > 0; --tiles_left, ring.next()) {
       mbarrier_wait(smem_address(&smem.key_full[ring.stage]), ring.phase);
@@ -387,6 +396,7 @@ __device__ __forceinline__ void attend_all(const Sm90Args& args, Smem& smem) {
       const Job& job = smem.job[warpgroup][phase];
       if (job.key_tiles < 0) break;
       Attend attend{args, args.forward, smem, products, job, warpgroup, ring};
+      attend.begin_queries();
       attend.run();
       attend.store();
       pass_turn(warpgroup);

@@ -188,6 +188,15 @@ struct Attend {
   // Of the tile at `ring`: read where it is needed, registers are few.
   __device__ __forceinline__ TileUse use() const { return smem.tile[ring.stage].use[warpgroup]; }
 
+  // Once the rows are there.
+  __device__ __forceinline__ void begin_rows() const {
+    if constexpr (kNextHeadFollows<kHeadDim> || (kSumsFirst && kNextHeadFollows<kHeadDimV>)) {
+      clear_next_head<kHeadDim>(smem.row_first(warpgroup));
+      if constexpr (kSumsFirst) clear_next_head<kHeadDimV>(smem.row_second(warpgroup));
+      show_products(kShown + warpgroup);
+    }
+  }
+
   // kCrowd: loads all that there is a stage for, now that the tile before this one has left its own.
   __device__ __forceinline__ void load_ahead() {
     const int warp = static_cast<int>(threadIdx.x) / 32;

@@ -32,7 +32,7 @@ __device__ __forceinline__ void put_sums(const float (&sums)[kWidth / 2], float 
 
 // All sums of a block of one warpgroup, to where its rows lay and on by boxes: the copy engine leaves out what is beyond the
 // layout. Whether any value is not finite; then all of them have arrived once the thread that stores meets the others.
-__device__ __forceinline__ bool store_boxes(const Sm90BackwardArgs& all, const Smem& smem, const Products& p,
+__device__ __forceinline__ bool store_boxes(const Sm90BackwardArgs& all, Smem& smem, const Products& p,
                                             float first_factor, float (&finite)[2]) {
   const BackwardArgs& args = all.backward;
   if constexpr (kSumsFirst) put_sums<kHeadDim>(p.first_out, first_factor, smem.row_first(0), finite);

@@ -5,7 +5,8 @@
 // output, value). Constants of the prologue, besides those of sm90_boxes.cuh, where kTileQ is the box of rows and kTileKv
 // that of columns: kOfKeys (rows are keys), kSumsFirst and kSumsSecond (what is summed of the columns of the first product:
 // dQ or dK; of the second one: dV), kSecondStages, kAddQueries (keys also sum dQ), kKeyParts (several blocks share out the
-// query heads that meet the same keys, and leave sums of their own), kSharedBytes.
+// query heads that meet the same keys, and leave sums of their own), kHeadsInside (GpuKernelPlan::heads_inside),
+// kSharedBytes.
 //
 // Where head dims are long, dK and dV have kernels of their own, and the columns of the two products come and go apart:
 // kSecondStages of the second one, kStages of the first. Otherwise kSecondStages is 0, and a stage has both.
@@ -102,8 +103,8 @@ struct alignas(1024) Smem {
   int tiles;  // of columns, of all heads
 
   // Of a warpgroup: slabs of its rows of the first and, for dQ and dK, of the second product.
-  __device__ __forceinline__ const u16* row_first(int warpgroup) const { return row_slabs[warpgroup * kSlabs]; }
-  __device__ __forceinline__ const u16* row_second(int warpgroup) const {
+  __device__ __forceinline__ u16* row_first(int warpgroup) { return row_slabs[warpgroup * kSlabs]; }
+  __device__ __forceinline__ u16* row_second(int warpgroup) {
     return row_slabs[kWarpgroups * kSlabs + warpgroup * kValueSlabs];
   }
 };
@@ -210,10 +211,11 @@ __device__ __forceinline__ void note_seen(Smem& smem, const RowTile& rows) {
 // The walk over the tiles of columns of a block. Blocks of keys that work together are to load, and add to, the same queries at
 // the same time, or those do not stay in the second cache: heads of a group take turns at each place. In causal attention those
 // that begin together do so with the last queries, which all of them meet. Others begin as blocks of fewer queries end, the
-// block of the first keys first: each with its first query is where those before it have come to. Of long head dims the thread
-// that loads has no registers for that: one head after the other.
+// block of the first keys first: each with its first query is where those before it have come to. Where blocks are many and
+// sequences long they lose each other, and one head comes after the other; so of long head dims, as the thread that loads has no
+// registers for anything else.
 struct ColumnWalk {
-  static constexpr bool kByPlaces = kOfKeys && !kApart, kMayTurn = kByPlaces && kDense && kUneven;
+  static constexpr bool kByPlaces = kOfKeys && kHeadsInside && !kApart, kMayTurn = kByPlaces && kDense && kUneven;
   KeyWalk walk;
   int head;
   __device__ __forceinline__ void begin(const Smem& smem) {

@@ -289,14 +289,9 @@ std::string supports_boxes(const Problem& p) {
   if (p.dtype != DType::bfloat16 && p.dtype != DType::float16) {
     return "engine sm90 computes bfloat16 and float16, dtype is " + std::string(dtype_name(p.dtype));
   }
-  // Boxes on three axes leave the copy engine no axis for heads, and features of the next head follow.
-  const int unit = p.rank() == 3 ? 2 * kUnit : kUnit;
-  const std::string allowed = "in multiples of " + std::to_string(unit) + " up to " + std::to_string(kMostHeadDim);
-  if (p.head_dim % unit != 0 || p.head_dim > kMostHeadDim) return refuse("head_dim", p.head_dim, allowed);
-  if (p.head_dim_v % kUnit != 0 || p.head_dim_v > kMostHeadDim) {
-    return refuse("head_dim_v", p.head_dim_v,
-                  "in multiples of " + std::to_string(kUnit) + " up to " + std::to_string(kMostHeadDim));
-  }
+  const std::string allowed = "in multiples of " + std::to_string(kUnit) + " up to " + std::to_string(kMostHeadDim);
+  if (p.head_dim % kUnit != 0 || p.head_dim > kMostHeadDim) return refuse("head_dim", p.head_dim, allowed);
+  if (p.head_dim_v % kUnit != 0 || p.head_dim_v > kMostHeadDim) return refuse("head_dim_v", p.head_dim_v, allowed);
   if (p.rpb || p.attn_bias) return "engine sm90 takes no rpb and no attn_bias";
   if (!(p.effective_scale() > 0)) return "engine sm90 takes scale > 0";
   if (const auto* mask = std::get_if<Neighborhood>(&p.mask)) {
@@ -343,10 +338,9 @@ double gradient_products(const GpuGradientPlan& plan) {
 GpuGradientPlan plan_box_gradients(const Plan& plan, bool asked) {
   const Problem& p = plan.problem;
   GpuGradientPlan gradients;
-  // Both head dims are rows of a product here. Additional tokens have a kernel with tensor cores, of engine sm80.
-  const bool whole = p.rank() < 3 || p.head_dim_v % (2 * kUnit) == 0;
+  // Additional tokens have a kernel with tensor cores, of engine sm80.
   const bool plain = plan.gpu.backward.keys.family == GpuKernels::plain;
-  if (!whole || (plain && p.additional_tokens > 0)) return gradients;
+  if (plain && p.additional_tokens > 0) return gradients;
   if (plan.backward.kv_splits_allowed > 1 && addable(p)) {
     gradients.keys = BoxSearch(plan, Kernel::sm90_keys, true).run({}, {}).best;
     // What is in padding may be NaN; it reaches sums of dQ, which are then made again row by row.

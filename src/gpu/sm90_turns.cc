@@ -18,9 +18,10 @@ namespace {
 // So many tiles of a head are computed at a time, where that can be, and read the same keys.
 constexpr int kTilesAtATime = 12;
 // Of gradients, heads that take turns, unless what their blocks load and add to is more than the second cache keeps. Of few
-// blocks all begin at about the same time and stay together, whatever they load.
+// blocks all begin at about the same time and stay together, whatever they load. Others lose each other, most where they
+// take the heads of a group together.
 constexpr int kGradientHeads = 4, kFewWaves = 3;
-constexpr double kGradientBytes = 70e6;
+constexpr double kGradientBytes = 70e6, kInsideBytes = 60e6;
 // Of windows: keys of more heads would not stay in the second cache.
 constexpr int kWindowHeads = 2;
 // Keys and values of more heads than usual may take this much of the second cache.
@@ -82,20 +83,43 @@ int of_forward(const Plan& plan, int blocks) {
   return static_cast<int>(std::find_if(busy.begin(), busy.end(), even) - busy.begin()) + 1;
 }
 
-int of_others(const Plan& plan, const Spec& spec, int blocks) {
+bool few_blocks(const Plan& plan, const GpuKernelPlan& k) {
+  const int blocks = std::max(plan.gpu.device.multiprocessors, 1);
+  return k.blocks * k.key_parts <= std::int64_t{kFewWaves} * blocks * k.blocks_per_multiprocessor;
+}
+
+// What blocks of the gradients load of a head, and add to: keys and values, or queries, their gradients and, in twice the
+// bytes, sums of dQ.
+double head_bytes(const Plan& plan, bool of_keys) {
   const Problem& p = plan.problem;
+  const bool adds = of_keys && plan.gpu.backward.add_queries;
+  const auto width = static_cast<double>(p.head_dim + p.head_dim_v + (adds ? 2 * p.head_dim : 0));
+  return static_cast<double>(of_keys ? p.queries() : p.keys()) * width * 2;
+}
+
+// Query heads that a block of keys takes.
+double heads_of_block(const Plan& plan) {
+  return static_cast<double>(plan.problem.heads / plan.problem.heads_kv / plan.gpu.backward.keys.key_parts);
+}
+
+int of_others(const Plan& plan, const Spec& spec) {
   const GpuGradientPlan& g = plan.gpu.backward;
   const bool of_keys = has_boxes_of_keys(spec.kernel) || owns_keys(spec.kernel);
   const GpuKernelPlan& k = of_keys ? g.keys : spec.kernel == Kernel::forward ? plan.gpu.forward : g.queries;
-  if (k.blocks * k.key_parts <= std::int64_t{kFewWaves} * blocks * k.blocks_per_multiprocessor) return kGradientHeads;
-  // Rows of columns: of keys and values, or of queries, their gradients and, in twice the bytes, sums of dQ.
-  const auto width = static_cast<double>(p.head_dim + p.head_dim_v + (of_keys && g.add_queries ? 2 * p.head_dim : 0));
-  const auto heads = static_cast<double>(of_keys ? p.heads / p.heads_kv / k.key_parts : 1);
-  const double bytes = static_cast<double>(of_keys ? p.queries() : p.keys()) * width * 2 * heads;
+  if (few_blocks(plan, k)) return kGradientHeads;
+  const double heads = of_keys && k.heads_inside ? heads_of_block(plan) : 1;
+  const double bytes = head_bytes(plan, of_keys) * heads;
   return std::clamp(static_cast<int>(kGradientBytes / std::max(bytes, 1.0)), 1, kGradientHeads);
 }
 
 }  // namespace
+
+bool heads_inside(const Plan& plan) {
+  const Spec spec = spec_of(plan, Kernel::sm90_keys, false, true, DType::float32);
+  if (!spec.dense || spec.packed || !spec.uneven()) return true;  // blocks are alike, or their places apart
+  const double heads = heads_of_block(plan);
+  return heads == 1 || few_blocks(plan, plan.gpu.backward.keys) || heads * head_bytes(plan, true) <= kInsideBytes;
+}
 
 int heads_in_turns(const Plan& plan, Kernel kernel) {
   const Spec spec = spec_of(plan, kernel, false, true, DType::float32);
@@ -104,7 +128,7 @@ int heads_in_turns(const Plan& plan, Kernel kernel) {
   const bool forward = kernel == Kernel::sm90_forward;
   if (!spec.dense) return forward ? kWindowHeads : 1;
   if (forward) return of_forward(plan, blocks);
-  return spec.packed ? 1 : of_others(plan, spec, blocks);  // places of packed sequences are in no order of length
+  return spec.packed ? 1 : of_others(plan, spec);  // places of packed sequences are in no order of length
 }
 
 }  // namespace vicus::gpu

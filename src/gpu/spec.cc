@@ -77,6 +77,7 @@ std::string boxes_prologue(const Spec& s) {
   }
   // sm90_backward.cu, of rows that are keys and of rows that are queries
   p += constant("bool", "kOfKeys", has_boxes_of_keys(s.kernel));
+  p += constant("bool", "kHeadsInside", s.heads_inside);
   p += constant("bool", "kSumsFirst", s.kernel != Kernel::sm90_values);
   p += constant("bool", "kSumsSecond", has_boxes_of_keys(s.kernel) && !s.sums_keys_alone());
   p += constant("int", "kSecondStages", s.second_stages);
@@ -218,6 +219,7 @@ void set_tiles(Spec& s, const GpuKernelPlan& k) {
   s.stack_axis = k.stack_axis;
   s.ping_pong = k.ping_pong;
   s.key_parts = k.key_parts > 1;
+  s.heads_inside = k.heads_inside;
 }
 
 const GpuKernelPlan& portable_forward(const GpuPlan& plan) {

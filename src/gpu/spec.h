@@ -115,9 +115,9 @@ struct Spec {
   int lanes = 0;          // merge: of a row
   int second_stages = 0;  // gradients by boxes: GpuKernelPlan
   // Boxes: the axis along which warpgroups' boxes lie side by side, whether warpgroups take turns, and whether several
-  // blocks share out the keys of a tile of queries, or the query heads of a tile of keys.
+  // blocks share out the keys of a tile of queries, or the query heads of a tile of keys. GpuKernelPlan::heads_inside.
   int stack_axis = 2;
-  bool ping_pong = false, key_parts = false;
+  bool ping_pong = false, key_parts = false, heads_inside = true;
 
   friend auto operator<=>(const Spec&, const Spec&) = default;
 

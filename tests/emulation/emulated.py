@@ -213,6 +213,25 @@ def check_outside(case, engine: str, deterministic=True, expected=(), **options)
             compare_rows(name, *(x[name].view(p.batch, p.keys, -1)[:, blind] for x in (found, clean)))
 
 
+def check_heads(case, engine: str, deterministic=True, expected=(), **options) -> None:
+    """What is not finite in one head leaves the results of the others as they are."""
+    p, t = case.problem, tensors(case, "cpu")
+    launched()
+    clean = run(p, t, engine, deterministic, **options)
+    assert set(expected) <= set(names := launched()), names
+    for head in range(p.heads):
+        others = [h for h in range(p.heads) if h != head]
+        for names in (("key", "value"), ("query", "grad_output")):
+            bad = dict(t)
+            for name in names:
+                bad[name] = t[name].clone()
+                bad[name][..., head, :] = torch.nan
+            found = run(p, bad, engine, deterministic, **options)
+            for name, got in found.items():
+                axis = (..., others) if name == "logsumexp" else (..., others, slice(None))
+                compare_rows(name, got[axis], clean[name][axis])
+
+
 def compare_rows(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
     """Of rows that what is not finite must not reach. Weights of those done again one by one were not rounded."""
     if want.numel() == 0:

@@ -73,6 +73,8 @@ SM90 = [
     ("2d, large windows", na((24, 40), (17, 20), heads=3, kv=1, batch=1), BOXES),
     ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), dim=128), BOXES),
     ("3d, more tokens", na((5, 9, 10), (3, 4, 5), heads=4, kv=2, additional_tokens=70, **f16), BOXES),
+    ("3d, odd eights", na((5, 9, 10), (3, 4, 5), kv=1, dim=72, dim_v=40, additional_tokens=70, **f16), BOXES),
+    ("3d wide, odd eights", na((6, 9, 11), (3, 5, 4), heads=2, batch=1, dim=136, dim_v=200), BOXES),
     ("widest dilation", na((90,), 9, dilation=8), FORWARD),
 ]
 # Where the kernel of keys sums the gradient of the query, too.
@@ -86,6 +88,8 @@ SUMMED = [
     ("2d, narrow", na((20, 21), (7, 9), dim=64)),
     ("3d", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), dim=128)),
     ("3d, narrow", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), heads=4, kv=2, dim=64, **f16)),
+    ("3d, odd eights", na((6, 9, 11), (3, 5, 4), (1, 2, 1), causal=(1, 0, 0), dim=72)),
+    ("3d, narrow, odd eights", na((6, 9, 11), (3, 5, 4), (1, 2, 1), heads=4, kv=2, dim=24, dim_v=56, **f16)),
 ]
 # Where several blocks share out the query heads that meet the same keys.
 GROUPED = [
@@ -95,6 +99,7 @@ GROUPED = [
     ("2d", na((20, 21), (17, 19), (2, 1), causal=(0, 1), heads=4, kv=1, dim=128)),
     ("3d", na((6, 9, 11), (5, 7, 9), (1, 2, 1), causal=(1, 0, 0), heads=4, kv=2, batch=1, dim=128, **f16)),
     ("wide", dense(150, 190, "top_left", heads=3, kv=1, batch=1, dim=192, dim_v=256)),
+    ("3d, odd eights", na((6, 9, 11), (5, 7, 9), (1, 2, 1), heads=4, kv=2, batch=1, dim=88, dim_v=104)),
 ]
 TILES = [
     (na((40, 50), 15, dim=64, heads=1), (1, 24, 8), (1, 8, 16)),
@@ -116,6 +121,7 @@ CROWDS = {
     "2d, causal": (na((19, 22), (5, 6), causal=(1, 1), heads=1, additional_tokens=3), (1, 8, 8), (1, 2, 16)),
     "3d": (na((7, 9, 10), (3, 4, 5), heads=1, additional_tokens=40), (4, 4, 4), (2, 2, 8)),
     "3d, mixed": (na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), dim=48, **f16), (2, 4, 8), (1, 2, 16)),
+    "3d, odd eights": (na((6, 9, 11), (3, 5, 4), kv=1, dim=40, dim_v=24), (2, 4, 8), (1, 2, 16)),
 }
 # Gradients by several blocks on a multiprocessor, whose threads load for themselves.
 CROWDED = [
@@ -125,6 +131,7 @@ CROWDED = [
     ("narrow values", na((20, 30), 8, dim=48, dim_v=16, heads=1, additional_tokens=3)),
     ("3d", na((7, 9, 10), (3, 4, 5), heads=1, additional_tokens=70)),
     ("3d, mixed", na((6, 9, 11), (3, 5, 4), (1, 2, 1), (1, 1, 2), (1, 0, 0), heads=4, kv=2, dim=32, **f16)),
+    ("3d, odd eights", na((7, 9, 10), (3, 4, 5), dim=56, dim_v=8)),
 ]
 # Small tiles of keys, of which there are enough for several parts.
 PARTED = {
@@ -149,6 +156,7 @@ OUTSIDE = [
     ("causal", dense(150, 150, "top_left", heads=1)),
     ("sliding", dense(150, 170, left=30, right=20, heads=1, dim=128)),
     ("sliding wide", dense(150, 170, left=30, right=20, heads=1, dim=256)),
+    ("3d, odd eights", na((5, 8, 9), (3, 5, 4), causal=(1, 0, 0), heads=2, batch=1, dim=40, dim_v=72)),
 ]
 STYLES = ("fused", "heads first", "shared", "shifted")
 
@@ -230,8 +238,8 @@ def test_crowds_of_engine_sm90(elsewhere, name):
 @pytest.mark.parametrize("engine", emulated.DEVICES)
 @pytest.mark.parametrize("style", STYLES)
 def test_places_in_memory(elsewhere, style, engine):
-    problem = na((19, 23), 7, heads=4, additional_tokens=3, dim=32)
-    elsewhere(emulated.check, Case(style, problem, style), engine)
+    for problem in (na((19, 23), 7, heads=4, additional_tokens=3, dim=32), na((4, 9, 10), (3, 4, 5), dim=40)):
+        elsewhere(emulated.check, Case(style, problem, style), engine)
 
 
 @pytest.mark.parametrize("name", PARTED)
@@ -287,6 +295,13 @@ def test_keys_outside_a_window_have_no_influence_in_groups(elsewhere, determinis
     case = Case("causal", dense(150, 150, "top_left", heads=4, kv=1))
     kernels = ("sm90_backward", "convert_keys")
     elsewhere(emulated.check_outside, case, "sm90", deterministic, expected=kernels)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_heads_have_no_influence_on_each_other(elsewhere, deterministic):
+    """On three axes boxes bring features of the next head, too."""
+    problem = na((5, 8, 9), (3, 5, 4), heads=3, batch=1, dim=40, dim_v=72)
+    elsewhere(emulated.check_heads, Case("heads", problem), "sm90", deterministic, expected=BOXES)
 
 
 def test_large_logits(elsewhere):

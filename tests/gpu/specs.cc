@@ -232,7 +232,6 @@ std::vector<BoxCase> box_cases() {
   for (const std::int64_t d : {64, 40, 16}) {
     for (const Crowd& crowd : kCrowds) {
       const bool volume = crowd.tile_q[0] > 1;
-      if (volume && d == 40) continue;
       for (const bool plain : {true, false}) {
         Neighborhood mask{.kernel_size = volume ? 6 : 13};
         if (!plain) mask.is_causal = volume ? AxisValues{1, 0, 1} : AxisValues{0, 1};
@@ -271,6 +270,10 @@ std::vector<BoxCase> box_cases() {
   add(72, 72, {5000}, Neighborhood{.kernel_size = 700, .is_causal = true});
   add(72, 72, {128, 128}, Neighborhood{.kernel_size = 50, .dilation = 2});
   add(72, 72, {33, 34}, Neighborhood{.kernel_size = 30, .is_causal = {0, 1}}, 9);
+  for (const auto& [d, dv] : {std::pair(40, 40), std::pair(72, 72), std::pair(88, 104), std::pair(136, 200)}) {
+    add(d, dv, {8, 32, 32}, Neighborhood{.kernel_size = {4, 8, 8}, .is_causal = {1, 0, 0}}, 9);
+    add(d, dv, {30, 48, 80}, Neighborhood{.kernel_size = {18, 24, 24}, .stride = {2, 8, 8}});
+  }
   // Gradients of all head dims that have them.
   Dense sliding_packed = sliding, sliding_padded = sliding;
   sliding_packed.device = packed.device;
@@ -282,7 +285,7 @@ std::vector<BoxCase> box_cases() {
   }
   // Gradients by several blocks on a multiprocessor: there must be enough.
   const std::size_t first_crowd = list.size();
-  for (const auto& [d, dv] : {std::pair(64, 64), std::pair(16, 48), std::pair(64, 32)}) {
+  for (const auto& [d, dv] : {std::pair(64, 64), std::pair(16, 48), std::pair(64, 32), std::pair(40, 56)}) {
     add(d, dv, {56, 56}, Neighborhood{.kernel_size = 13});
     add(d, dv, {60, 64},
         Neighborhood{.kernel_size = {9, 16}, .stride = {1, 3}, .dilation = {2, 1}, .is_causal = {1, 0}},
@@ -299,7 +302,7 @@ std::vector<BoxCase> box_cases() {
     for (const Dense& mask : {full, causal, sliding, packed, padded}) add(d, dv, {500}, mask);
     add(d, dv, {900}, Neighborhood{.kernel_size = 199, .stride = 7, .dilation = 3, .is_causal = 1});
     add(d, dv, {31, 45}, Neighborhood{.kernel_size = {20, 33}, .stride = {4, 3}, .is_causal = {0, 1}});
-    add(d / 16 * 16, dv / 16 * 16, {9, 15, 17}, Neighborhood{.kernel_size = {5, 9, 12}, .is_causal = {1, 0, 0}});
+    add(d, dv, {9, 15, 17}, Neighborhood{.kernel_size = {5, 9, 12}, .is_causal = {1, 0, 0}});
   }
   for (std::size_t i = first_parts; i < list.size(); ++i) {
     list[i].problem.batch = list[i].problem.heads_kv = 1;
@@ -311,7 +314,7 @@ std::vector<BoxCase> box_cases() {
   for (const auto& [d, dv] : {std::pair(192, 192), std::pair(160, 200), std::pair(64, 256)}) {
     add(d, dv, {3000}, causal);
     add(d, dv, {60, 70}, Neighborhood{.kernel_size = 30}, 9);
-    add(d, dv / 16 * 16, {12, 30, 30}, Neighborhood{.kernel_size = {5, 10, 12}});
+    add(d, dv, {12, 30, 30}, Neighborhood{.kernel_size = {5, 10, 12}});
   }
   return list;
 }

@@ -146,9 +146,24 @@ TEST(Order, HowManyHeadsTakeTurns) {
   EXPECT_EQ(turns(full), (std::array{1, 1}));
   EXPECT_EQ(turns(problem_of({64, 64}, {.kernel_size = 40, .is_causal = {1, 0}}, 128)), (std::array{2, 1}));
   EXPECT_EQ(turns(causal(16384, 128, 2, 16, 16)), (std::array{11, 4})) << "as measured: notes/sm90_backward.md";
-  EXPECT_EQ(turns(causal(16384, 128, 1, 32, 8))[1], 1) << "four heads of queries at a time";
+  EXPECT_EQ(turns(causal(8192, 128, 2, 32, 8))[1], 2) << "four heads of queries at a time";
+  EXPECT_EQ(turns(causal(16384, 128, 1, 32, 8))[1], 4) << "one after the other";
   EXPECT_EQ(turns(causal(4096, 128, 1, 64, 8))[1], 4) << "blocks are few";
   EXPECT_EQ(turns(causal(512, 128, 32, 16, 16))[0], 11) << "tiles are few";
+}
+
+TEST(Order, WhereABlockTakesTheHeadsOfAGroupTogether) {
+  const auto inside = [](const Problem& p) {
+    return choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu.backward.keys.heads_inside;
+  };
+  EXPECT_TRUE(inside(causal(8192, 128, 2, 32, 8)));
+  EXPECT_FALSE(inside(causal(16384, 128, 1, 32, 8))) << "67 MB, of many blocks";
+  EXPECT_TRUE(inside(causal(4096, 128, 1, 64, 8)));
+  EXPECT_TRUE(inside(causal(16384, 128, 1, 8, 2))) << "few blocks";
+  EXPECT_TRUE(inside(causal(16384, 128, 2, 16, 16))) << "no groups";
+  Problem full = causal(16384, 128, 1, 32, 8);
+  std::get<Dense>(full.mask).causal = Causal::none;
+  EXPECT_TRUE(inside(full)) << "blocks stay together";
 }
 
 // What the kernel for keys of a problem with one head is told.
