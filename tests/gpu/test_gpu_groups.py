@@ -71,7 +71,7 @@ def test_one_gradient_alone(name):
 
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 def test_rows_done_again_are_the_same_to_the_bit(dim):
-    """A query of NaN spoils sums of dK that hide it and none of dV: both of a key come from the same sums all the same."""
+    """A query of NaN spoils sums of dK that hide it and none of dV: both of a key come from the same sums."""
     p = dense(700, 700, "top_left", heads=8, kv=1, dim=dim, batch=1)
     t = tensors(Case("again", p, seed=5))
     bad = {**t, "query": spoil(t["query"], 0, math.nan)}
