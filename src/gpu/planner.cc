@@ -358,7 +358,7 @@ void prefer_boxes(Plan& plan, const PlanOptions& options) {
     g.backward_unboxed = g.backward;
     g.backward = gradients;
     g.backward.queries.heads_in_turns = heads_in_turns(plan, Kernel::sm90_queries);
-    g.backward.keys.heads_inside = heads_inside(plan);
+    g.backward.keys.heads_inside = heads_inside(plan, g.backward.keys, g.backward.add_queries);
     g.backward.keys.heads_in_turns = heads_in_turns(plan, Kernel::sm90_keys);
     any = true;
   }

@@ -34,8 +34,8 @@ struct BoxPlan {
 /// GpuKernelPlan::heads_in_turns of a kernel of the plan; of keys, GpuKernelPlan::heads_inside is known.
 [[nodiscard]] int heads_in_turns(const Plan& plan, Kernel kernel);
 
-/// GpuKernelPlan::heads_inside of the plan's kernel of keys.
-[[nodiscard]] bool heads_inside(const Plan& plan);
+/// GpuKernelPlan::heads_inside of a kernel of keys that would be the plan's; `adds`: that sums dQ, too.
+[[nodiscard]] bool heads_inside(const Plan& plan, const GpuKernelPlan& keys, bool adds);
 
 /// Pairs that a machine with no multiprocessor idle computes in the time of a forward pass, of either engine.
 [[nodiscard]] double busy_pairs(const Plan& plan, const GpuKernelPlan& forward);

@@ -33,7 +33,11 @@ constexpr double kSideBySide = 1.07;
 constexpr int kMostParts = 128;
 constexpr double kMergeKeys = 1450, kByteKeys = 1.0 / 150;
 /// The same of parts of the query heads that meet a tile of keys, in columns of gradients.
-constexpr double kMergeHeads = 500, kByteHeads = 1.0 / 100;
+constexpr double kMergeHeads = 500, kByteHeads = 1.0 / 200;
+/// What each head after the first costs a block that takes them one after the other: a share of the work.
+constexpr double kLaterHead = 0.025;
+/// Parts take memory: more of them only where that takes less of the time than this.
+constexpr double kWorthParts = 0.98;
 /// Blocks whose longest has so many times the tiles of the mean differ in length.
 constexpr double kUnevenBlocks = 1.3;
 /// Pairs of tiles for each of the mask, up to which one kernel for all gradients is faster than two.
@@ -196,6 +200,9 @@ class BoxSearch {
     };
     // Of keys: several blocks may share out the heads of a group. Long blocks come first.
     const auto cost_of_heads = [&](int parts) {
+      k.key_parts = parts;
+      const double later = static_cast<double>(group / parts - 1) * kLaterHead;
+      const double slower = heads_inside(plan_, k, adds_) ? 1 : 1 + later;
       const double places = multiprocessors * shape.blocks, waves = blocks * parts / places;
       const double most = n.most * static_cast<double>(group);
       const bool uneven = most > kUnevenBlocks * tiles_of_block;
@@ -203,17 +210,20 @@ class BoxSearch {
       const double merge =
           parts == 1 ? 0
                      : multiprocessors * kMergeHeads + kByteHeads * static_cast<double>(head_parts_bytes(p_, parts));
-      return slowness * (idle * work + blocks * parts * costs.rows) + merge;
+      return slowness * (slower * idle * work + blocks * parts * costs.rows) + merge;
     };
     const bool shared = of_keys() && group > 1;
-    k.key_parts = 1;
+    k.blocks = static_cast<std::int64_t>(blocks);
     double cost = shared ? cost_of_heads(1) : cost_of(1);
+    int best = 1;
     const bool strict = plan_.backward.options.memory == MemoryPreference::strict;
     for (int parts = 2; shared && !crowd && !strict && parts <= group; ++parts) {
-      if (group % parts != 0 || cost_of_heads(parts) >= cost) continue;
-      cost = cost_of_heads(parts);
-      k.key_parts = parts;
+      const double cost_of_parts = group % parts == 0 ? cost_of_heads(parts) : cost;
+      if (cost_of_parts >= kWorthParts * cost) continue;
+      cost = cost_of_parts;
+      best = parts;
     }
+    k.key_parts = best;
     // Three warpgroups have too few registers for that with three axes.
     const bool divisible = forward && !crowd && (p_.rank() < 3 || shape.warpgroups < 3);
     const bool worthwhile = divisible && least_cost(2) + multiprocessors * kMergeKeys < cost;
@@ -237,7 +247,6 @@ class BoxSearch {
     const int most = plan_.gpu.device.shared_bytes_per_block;
     if (shape.blocks * (k.shared_bytes + kOfBlock) > most + kOfBlock) return;
     found.cost = cost;
-    k.blocks = static_cast<std::int64_t>(blocks);
     k.work = {plan_.mask_pairs, seen * count * k.tile.rows};
     found.kernel = k;
   }

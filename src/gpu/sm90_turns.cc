@@ -17,11 +17,15 @@ namespace {
 
 // So many tiles of a head are computed at a time, where that can be, and read the same keys.
 constexpr int kTilesAtATime = 12;
-// Of gradients, heads that take turns, unless what their blocks load and add to is more than the second cache keeps. Of few
-// blocks all begin at about the same time and stay together, whatever they load. Others lose each other, most where they
-// take the heads of a group together.
-constexpr int kGradientHeads = 4, kFewWaves = 3;
-constexpr double kGradientBytes = 70e6, kInsideBytes = 60e6;
+// Of gradients, heads that take turns: as many as one wave of blocks has, this many at least, unless what their blocks load
+// and add to is more than the second cache keeps. Blocks that take the heads of a group one after the other are soon at
+// several heads: at so many of four or more.
+constexpr int kGradientHeads = 4;
+constexpr double kGradientBytes = 40e6, kHeadsApart = 2;
+// Of few blocks all begin at about the same time and stay together, unless they take long. Others lose each other, most where
+// they take the heads of a group together; with short head dims it is no loss while those are not more than this.
+constexpr int kFewWaves = 3, kShortHeadDims = 128;
+constexpr double kFewBytes = 12e6, kInsideBytes = 60e6, kTurnsInsideBytes = 70e6;
 // Of windows: keys of more heads would not stay in the second cache.
 constexpr int kWindowHeads = 2;
 // Keys and values of more heads than usual may take this much of the second cache.
@@ -83,42 +87,52 @@ int of_forward(const Plan& plan, int blocks) {
   return static_cast<int>(std::find_if(busy.begin(), busy.end(), even) - busy.begin()) + 1;
 }
 
+double places_of(const Plan& plan, const GpuKernelPlan& k) {
+  return std::max(plan.gpu.device.multiprocessors, 1) * std::max(k.blocks_per_multiprocessor, 1);
+}
+
 bool few_blocks(const Plan& plan, const GpuKernelPlan& k) {
-  const int blocks = std::max(plan.gpu.device.multiprocessors, 1);
-  return k.blocks * k.key_parts <= std::int64_t{kFewWaves} * blocks * k.blocks_per_multiprocessor;
+  return static_cast<double>(k.blocks * k.key_parts) <= kFewWaves * places_of(plan, k);
 }
 
 // What blocks of the gradients load of a head, and add to: keys and values, or queries, their gradients and, in twice the
 // bytes, sums of dQ.
-double head_bytes(const Plan& plan, bool of_keys) {
-  const Problem& p = plan.problem;
-  const bool adds = of_keys && plan.gpu.backward.add_queries;
-  const auto width = static_cast<double>(p.head_dim + p.head_dim_v + (adds ? 2 * p.head_dim : 0));
+double head_bytes(const Problem& p, bool of_keys, bool adds) {
+  const auto width = static_cast<double>(p.head_dim + p.head_dim_v + (of_keys && adds ? 2 * p.head_dim : 0));
   return static_cast<double>(of_keys ? p.queries() : p.keys()) * width * 2;
 }
 
 // Query heads that a block of keys takes.
-double heads_of_block(const Plan& plan) {
-  return static_cast<double>(plan.problem.heads / plan.problem.heads_kv / plan.gpu.backward.keys.key_parts);
+double heads_of_block(const Problem& p, const GpuKernelPlan& keys) {
+  return static_cast<double>(p.heads / p.heads_kv / keys.key_parts);
 }
 
 int of_others(const Plan& plan, const Spec& spec) {
+  const Problem& p = plan.problem;
   const GpuGradientPlan& g = plan.gpu.backward;
   const bool of_keys = has_boxes_of_keys(spec.kernel) || owns_keys(spec.kernel);
   const GpuKernelPlan& k = of_keys ? g.keys : spec.kernel == Kernel::forward ? plan.gpu.forward : g.queries;
-  if (few_blocks(plan, k)) return kGradientHeads;
-  const double heads = of_keys && k.heads_inside ? heads_of_block(plan) : 1;
-  const double bytes = head_bytes(plan, of_keys) * heads;
-  return std::clamp(static_cast<int>(kGradientBytes / std::max(bytes, 1.0)), 1, kGradientHeads);
+  const double heads = static_cast<double>(p.batch * (of_keys ? p.heads_kv : p.heads));
+  const double tiles = std::max(static_cast<double>(k.blocks) / std::max(heads, 1.0), 1.0);  // of a head
+  const int most = std::max(static_cast<int>(places_of(plan, k) / tiles), kGradientHeads);
+  const double of_block = of_keys ? heads_of_block(p, k) : 1;
+  const bool inside = k.heads_inside && of_block > 1;
+  if (few_blocks(plan, k) && (inside || of_block == 1)) return most;
+  const double met = inside ? of_block : std::clamp(of_block / 2, 1.0, kHeadsApart);
+  const double bytes = std::max(met * head_bytes(p, of_keys, g.add_queries), 1.0);
+  return std::clamp(static_cast<int>((inside ? kTurnsInsideBytes : kGradientBytes) / bytes), 1, most);
 }
 
 }  // namespace
 
-bool heads_inside(const Plan& plan) {
+bool heads_inside(const Plan& plan, const GpuKernelPlan& keys, bool adds) {
+  const Problem& p = plan.problem;
+  const double heads = heads_of_block(p, keys), bytes = head_bytes(p, true, adds);
+  if (heads == 1 || !std::holds_alternative<Dense>(p.mask)) return true;
   const Spec spec = spec_of(plan, Kernel::sm90_keys, false, true, DType::float32);
-  if (!spec.dense || spec.packed || !spec.uneven()) return true;  // blocks are alike, or their places apart
-  const double heads = heads_of_block(plan);
-  return heads == 1 || few_blocks(plan, plan.gpu.backward.keys) || heads * head_bytes(plan, true) <= kInsideBytes;
+  if (spec.packed || !spec.uneven()) return true;  // blocks are alike, or their places apart
+  if (few_blocks(plan, keys)) return bytes <= kFewBytes;
+  return p.head_dim + p.head_dim_v <= kShortHeadDims && heads * bytes <= kInsideBytes;
 }
 
 int heads_in_turns(const Plan& plan, Kernel kernel) {

@@ -216,7 +216,14 @@ def test_one_gradient(elsewhere, case):
         elsewhere(emulated.check_alone, case, engine)
 
 
-@pytest.mark.parametrize("case", cases(GROUPED[:2]))
+# So many blocks that they take the heads of a group one after the other.
+MANY = [
+    ("many", dense(390, 400, "top_left", heads=4, kv=2, batch=2, dim=128)),
+    ("many 72", dense(500, 500, "top_left", heads=6, kv=2, batch=2, dim=72, **f16)),
+]
+
+
+@pytest.mark.parametrize("case", cases(GROUPED[:2] + MANY))
 def test_groups_on_two_multiprocessors(on_two_multiprocessors, case):
     """Where most blocks begin as others end."""
     on_two_multiprocessors(emulated.check, case, "sm90", deterministic=False, expected=("sm90_backward",))

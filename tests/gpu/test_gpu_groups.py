@@ -25,6 +25,12 @@ PARTS = {
     "2d": neighborhood((31, 45), (20, 33), (4, 3), causal=(0, 1), heads=4, kv=1, dim=128),
     "3d": neighborhood((9, 15, 17), (5, 9, 12), (1, 2, 4), causal=(1, 0, 0), heads=8, dim=128, dtype="float16", kv=1),
 }
+# So many that blocks take the heads of a group one after the other, some of them without parts.
+MANY = {
+    "many": dense(520, 600, "top_left", heads=8, kv=4, dim=128, batch=21),
+    "many, narrow": dense(1030, 1030, "bottom_right", heads=12, kv=3, dim=72, batch=17, dtype="float16"),
+}
+ALL = PARTS | MANY
 
 
 @alone  # the profiler sees what others do
@@ -40,15 +46,15 @@ def test_blocks_share_out_heads(name, deterministic):
     assert [event.name for event in seen.events()].count("convert_keys") == 1
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ALL)
 def test_against_the_oracle(name):
-    for case in variations(Case(name, PARTS[name], seed=11), 2):
+    for case in variations(Case(name, ALL[name], seed=11), 2):
         check(case, engine="sm90")
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ALL)
 def test_runs_are_the_same_to_the_bit(name):
-    p = PARTS[name]
+    p = ALL[name]
     t = tensors(Case(name, p, seed=1))
     saved = forward(p, t)
     for deterministic in (True, False):

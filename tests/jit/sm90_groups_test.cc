@@ -43,6 +43,10 @@ TEST(Groups, PartsFillTheMachine) {
   EXPECT_EQ(parts(grouped(dense_problem(4096, 4096, causal), 4, 16, 1)), 2) << "128 blocks, half of which are short";
   EXPECT_EQ(parts(grouped(dense_problem(4096, 4096, causal), 1, 64, 8)), 1) << "two for each multiprocessor";
   EXPECT_EQ(parts(grouped(dense_problem(2048, 2048, causal), 1, 32, 8)), 2);
+  EXPECT_EQ(parts(grouped(dense_problem(8192, 8192, causal), 1, 64, 8)), 4) << "two heads of each block";
+  EXPECT_EQ(parts(grouped(dense_problem(16384, 16384, causal), 1, 16, 2)), 4);
+  EXPECT_EQ(parts(grouped(dense_problem(4096, 4096, causal), 4, 32, 8)), 1)
+      << "parts of many short sequences are long to merge";
   EXPECT_EQ(parts(grouped(dense_problem(2048, 2048), 1, 64, 8)), 1) << "128 blocks, all alike";
   EXPECT_EQ(parts(grouped(dense_problem(4096, 4096, causal), 4, 16, 16)), 1) << "nothing to share out";
   EXPECT_EQ(parts(grouped(dense_problem(512, 512), 1, 7, 1)), 7) << "four blocks";
