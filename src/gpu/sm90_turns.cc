@@ -22,10 +22,10 @@ constexpr int kTilesAtATime = 12;
 // several heads: at so many of four or more.
 constexpr int kGradientHeads = 4;
 constexpr double kGradientBytes = 40e6, kHeadsApart = 2;
-// Of few blocks all begin at about the same time and stay together, unless they take long. Others lose each other, most where
-// they take the heads of a group together; with short head dims it is no loss while those are not more than this.
+// Of few blocks all begin at about the same time and stay together, unless they load and add to more than this. Others lose
+// each other; where they add to sums of dQ, most if they take the heads of a group together, but for short head dims.
 constexpr int kFewWaves = 3, kShortHeadDims = 128;
-constexpr double kFewBytes = 12e6, kInsideBytes = 60e6, kTurnsInsideBytes = 70e6;
+constexpr double kInsideBytes = 70e6;
 // Of windows: keys of more heads would not stay in the second cache.
 constexpr int kWindowHeads = 2;
 // Keys and values of more heads than usual may take this much of the second cache.
@@ -120,7 +120,7 @@ int of_others(const Plan& plan, const Spec& spec) {
   if (few_blocks(plan, k) && (inside || of_block == 1)) return most;
   const double met = inside ? of_block : std::clamp(of_block / 2, 1.0, kHeadsApart);
   const double bytes = std::max(met * head_bytes(p, of_keys, g.add_queries), 1.0);
-  return std::clamp(static_cast<int>((inside ? kTurnsInsideBytes : kGradientBytes) / bytes), 1, most);
+  return std::clamp(static_cast<int>((inside ? kInsideBytes : kGradientBytes) / bytes), 1, most);
 }
 
 }  // namespace
@@ -131,8 +131,8 @@ bool heads_inside(const Plan& plan, const GpuKernelPlan& keys, bool adds) {
   if (heads == 1 || !std::holds_alternative<Dense>(p.mask)) return true;
   const Spec spec = spec_of(plan, Kernel::sm90_keys, false, true, DType::float32);
   if (spec.packed || !spec.uneven()) return true;  // blocks are alike, or their places apart
-  if (few_blocks(plan, keys)) return bytes <= kFewBytes;
-  return p.head_dim + p.head_dim_v <= kShortHeadDims && heads * bytes <= kInsideBytes;
+  const bool together = few_blocks(plan, keys) || !adds || p.head_dim + p.head_dim_v <= kShortHeadDims;
+  return together && heads * bytes <= kInsideBytes;
 }
 
 int heads_in_turns(const Plan& plan, Kernel kernel) {

@@ -157,15 +157,18 @@ TEST(Order, HowManyHeadsTakeTurns) {
 }
 
 TEST(Order, WhereABlockTakesTheHeadsOfAGroupTogether) {
-  const auto inside = [](const Problem& p) {
-    return choose_plan(p, {.engine = Engine::sm90, .gpu = kH100}).gpu.backward.keys.heads_inside;
+  const auto inside = [](const Problem& p, bool deterministic = false) {
+    const PlanOptions options = {.engine = Engine::sm90, .backward = {.deterministic = deterministic}, .gpu = kH100};
+    return choose_plan(p, options).gpu.backward.keys.heads_inside;
   };
   EXPECT_FALSE(inside(causal(8192, 128, 2, 32, 8)));
+  EXPECT_TRUE(inside(causal(8192, 128, 2, 32, 8), true)) << "no sums of dQ";
   EXPECT_FALSE(inside(causal(16384, 128, 1, 32, 8)));
   EXPECT_TRUE(inside(causal(16384, 64, 2, 16, 4))) << "short head dims";
   EXPECT_TRUE(inside(causal(4096, 128, 1, 64, 8))) << "few blocks";
   EXPECT_TRUE(inside(causal(8192, 128, 1, 16, 1)));
-  EXPECT_FALSE(inside(causal(16384, 128, 1, 8, 2))) << "few, but long";
+  EXPECT_TRUE(inside(causal(16384, 128, 1, 8, 2)));
+  EXPECT_FALSE(inside(causal(16384, 128, 1, 16, 2))) << "too much to load";
   EXPECT_TRUE(inside(causal(16384, 128, 2, 16, 16))) << "no groups";
   Problem full = causal(16384, 128, 1, 32, 8);
   std::get<Dense>(full.mask).causal = Causal::none;
