@@ -265,7 +265,9 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few samples; figures for a look, not for a page")
     parser.add_argument("--only", default="", metavar="TEXT", help="problems whose name contains TEXT")
-    parser.add_argument("--without", action="append", default=[], metavar="PEER", help="flex, cudnn, flash, ...")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="PEER", help="flex, cudnn, ...: as last measured"
+    )
     parser.add_argument("--no-host", action="store_true", help="measure no first calls and host times")
     parser.add_argument("--warm-seconds", type=float, default=100.0, help="limit of compiling ahead; 0: do not")
     parser.add_argument("--resume", action="store_true", help="keep what the result file holds of these very kernels")
@@ -305,6 +307,7 @@ def main() -> int:
 
     report = gpu_evidence.provenance()
     keeps = bool(arguments.out or arguments.resume or not (arguments.quick or arguments.only))
+    before = gpu_evidence.earlier(report, arguments.kind, arguments.out, any_kernels=True)
     if arguments.resume:
         take_over(report, gpu_evidence.earlier(report, arguments.kind, arguments.out), every)
         known = {row["problem"] for row in report["rows"]}
@@ -337,6 +340,7 @@ def main() -> int:
         report["first_calls"] = first_calls(
             [n for n in names if "operator" not in next(p for p in every if p["name"] == n)], arguments.problems
         )
+    gpu_evidence.keep_peers(report, before, arguments.without)
     order = [problem["name"] for problem in every]
     report["rows"].sort(key=lambda row: order.index(row["problem"]))
     gpu_report.finish(report, every if arguments.resume else problems)

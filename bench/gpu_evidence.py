@@ -106,12 +106,24 @@ def place(report: dict[str, Any], kind: str, out: Path | None = None) -> Path:
     return out or RESULTS / slug(report["gpu"]["name"]) / f"{kind}.json"
 
 
-def earlier(report: dict[str, Any], kind: str, out: Path | None = None) -> dict[str, Any]:
+def earlier(report: dict[str, Any], kind: str, out: Path | None = None, any_kernels: bool = False) -> dict[str, Any]:
     """What an earlier run of the same kernels on the same device and software left there, or nothing."""
     path = place(report, kind, out)
     found = json.loads(path.read_text()) if path.exists() else {}
-    same = all(found.get(name) == report[name] for name in ("kernel_digest", "gpu", "versions"))
-    return found if same else {}
+    same = all(found.get(name) == report[name] for name in ("gpu", "versions"))
+    return found if same and (any_kernels or found.get("kernel_digest") == report["kernel_digest"]) else {}
+
+
+def keep_peers(report: dict[str, Any], known: dict[str, Any], names: list[str]) -> None:
+    """Peers of these names that were not measured now, as an earlier run on the same device and software found them:
+    they are no kernels of ours. `of` says which run."""
+    here = {(row["problem"], row["pass"]): row for row in report["rows"]}
+    for row in known.get("rows", []):
+        for name in names:
+            found = row.get("peers", {}).get(name, {})
+            peers = here.get((row["problem"], row["pass"]), {}).get("peers", {name: {}})
+            if "seconds" in found and name not in peers:
+                peers[name] = {"of": {"commit": known["commit"], "date": known["date"]}, **found}
 
 
 def origins(*reports: dict[str, Any]) -> list[dict[str, str]]:

@@ -30,7 +30,8 @@ def finish_row(row: Row, ceilings: dict[str, float]) -> None:
     row["floors"] = {"flops": row["flops"] / rate, "bytes": row["bytes"] / ceilings["copy_bytes"]}
     row["times_floor"] = seconds / max(row["floors"].values())
     row["times_memory_floor"] = seconds / row["floors"]["bytes"]
-    peers = {name: seconds_of(known) for name, known in row.get("peers", {}).items() if "seconds" in known}
+    now = {name: known for name, known in row.get("peers", {}).items() if "seconds" in known and "of" not in known}
+    peers = {name: seconds_of(known) for name, known in now.items()}
     if peers:
         row["best_peer"] = min(peers, key=peers.get)
         row["peer_ratio"] = peers[row["best_peer"]] / seconds
@@ -151,7 +152,9 @@ def print_report(report: Row) -> None:
     print("\nPeers")
     for row in report["rows"]:
         for name, known in row.get("peers", {}).items():
-            print(f"{row['problem']} {row['pass']} {name}: {known.get('unsupported') or duration(seconds_of(known))}")
+            when = f" (run of {known['of']['date'][:10]})" if "of" in known else ""
+            said = known.get("unsupported") or duration(seconds_of(known))
+            print(f"{row['problem']} {row['pass']} {name}: {said}{when}")
     for name, source in report.get("published", {}).items():
         print(f"\nNot measured here: {name}, {source}")
         for row in report["rows"]:

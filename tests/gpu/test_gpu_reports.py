@@ -92,6 +92,31 @@ def test_a_bench_that_was_cut_goes_on():
     assert empty["rows"] == [] and "runs" not in empty
 
 
+def test_a_peer_left_out_is_as_an_earlier_run_found_it(tmp_path):
+    def row(way, **peers):
+        return {"problem": "p", "pass": way, "peers": peers}
+
+    found, other = {"seconds": {"median": 2.0}}, {"seconds": {"median": 3.0}}
+    failed = {"unsupported": "memory"}
+    before = HEAD | {
+        "kernel_digest": "e",
+        "commit": "b",
+        "rows": [row("forward", flex=found, cudnn=found), row("backward", flex=failed)],
+    }
+    report = HEAD | {
+        "rows": [row("forward", cudnn=other), row("backward", cudnn=other), {"problem": "q", "pass": "forward"}]
+    }
+    gpu_evidence.write(before, "bench", out := tmp_path / "bench.json")
+    assert gpu_evidence.earlier(report, "bench", out) == {}
+    gpu_evidence.keep_peers(report, gpu_evidence.earlier(report, "bench", out, any_kernels=True), ["flex"])
+    kept = {"of": {"commit": "b", "date": "today"}, **found}
+    assert report["rows"][0]["peers"] == {"cudnn": other, "flex": kept}
+    assert [set(r.get("peers", {})) for r in report["rows"][1:]] == [{"cudnn"}, set()]
+    measured = report["rows"][0] | {"seconds": {"median": 1.0}, "dtype": "float16", "flops": 1.0, "bytes": 1}
+    gpu_report.finish_row(measured, {"float16_flops": 1.0, "copy_bytes": 1.0})
+    assert (measured["best_peer"], measured["peer_ratio"]) == ("cudnn", 3.0), "of this run"
+
+
 def counts_of(passed, failures, left_out):
     failed = [{"test": name, "message": "no"} for name in failures]
     counts = {"passed": passed, "failed": len(failed), "skipped": 0, "failures": failed, "skip_reasons": []}
